@@ -1,0 +1,429 @@
+"""Generate a video with HunyuanVideo-1.5, with or without step caching.
+
+    torchrun --nproc_per_node=4 generate.py --prompt "..." --resolution 720p --model_path ./ckpts \\
+        --enable_cache true --cache_type lemica --lemica_step 25
+
+Everything that can be wrong in the arguments is refused before models or their libraries are loaded, in one line and
+with exit status 2. Upstream's flags keep their names, defaults and meaning.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import importlib.util
+import json
+import os
+import re
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+import loguru
+import torch
+from hyvideo.commons import (
+    PIPELINE_CONFIGS,
+    TRANSFORMER_VERSION_TO_SR_VERSION,
+    get_rank,
+    is_angelslim_available,
+)
+from hyvideo.commons.infer_state import InferState, default_budget, initialize_infer_state, parse_budget, resolve_mask
+from PIL import Image
+from torch import distributed as dist
+
+CACHE_TYPES = ("lemica", "deepcache", "teacache", "taylorcache")
+DEFAULT_NUM_STEPS = 50
+FRAMES_PER_SECOND = 24
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".gif")
+SHARED_MODEL_FILES = (
+    "vae/config.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/llm/config.json",
+    "text_encoder/Glyph-SDXL-v2/assets/color_idx.json",
+    "text_encoder/Glyph-SDXL-v2/assets/multilingual_10-lang_idx.json",
+    "text_encoder/Glyph-SDXL-v2/checkpoints/byt5_model.pt",
+    "vision_encoder/siglip/image_encoder/config.json",
+    "vision_encoder/siglip/feature_extractor/preprocessor_config.json",
+)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Refuses in one line, on rank 0 only, with exit status 2."""
+
+    def error(self, message: str):
+        line = " ".join(message.split())
+        self.exit(2, f"{self.prog}: error: {line}\n" if get_rank() == 0 else None)
+
+
+def str_to_bool(value: str | bool | None) -> bool:
+    """true/1/yes/on and false/0/no/off, in any case; a flag without a value is true."""
+    words = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+    word = str(True if value is None else value).strip().lower()
+    if word not in words:
+        raise argparse.ArgumentTypeError(f"expected true or false, got {value!r}")
+    return words[word]
+
+
+def budget(value: str) -> int:
+    """A budget as argparse likes it: its message reaches the user only from an ArgumentTypeError."""
+    try:
+        return parse_budget(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(description="Generate a video with HunyuanVideo-1.5.", allow_abbrev=False)
+    add_request_flags(parser.add_argument_group("video"))
+    add_model_flags(parser.add_argument_group("model"))
+    add_speed_flags(parser.add_argument_group("memory and speed"))
+    add_cache_flags(parser.add_argument_group("step caching"))
+    return parser
+
+
+def add_switch(group, flag: str, default: bool | None, text: str) -> None:
+    """A flag that takes true or false, or stands alone for true."""
+    group.add_argument(flag, type=str_to_bool, nargs="?", const=True, default=default, metavar="BOOL", help=text)
+
+
+def add_request_flags(group) -> None:
+    group.add_argument("--prompt", required=True, help="what the video shows")
+    group.add_argument("--negative_prompt", default="", help="what it shall not show (default: nothing)")
+    group.add_argument("--image_path", help="first frame, for image-to-video; 'none' for text-to-video (default)")
+    group.add_argument("--resolution", required=True, choices=["480p", "720p"])
+    group.add_argument("--aspect_ratio", default="16:9", help="width:height of a text-to-video (default: 16:9)")
+    group.add_argument("--video_length", type=int, default=121, help="frames, 4n + 1 (default: 121)")
+    group.add_argument("--num_inference_steps", type=int, help="denoising steps (default: the model's, 50 for most)")
+    group.add_argument("--seed", type=int, default=123, help="random seed (default: 123)")
+    group.add_argument("--output_path", help="video file (default: ./outputs/output_MODEL_TIME.mp4)")
+    add_switch(group, "--rewrite", False, "rewrite the prompt through the T2V_/I2V_REWRITE_* services (default: false)")
+    add_switch(group, "--sr", True, "super-resolution (default: true)")
+    add_switch(group, "--save_pre_sr_video", False, "also save the video before super-resolution (default: false)")
+    add_switch(group, "--save_generation_config", True, "save arguments and run report as JSON (default: true)")
+
+
+def add_model_flags(group) -> None:
+    group.add_argument("--model_path", required=True, help="folder of the checkpoint, or a Hub repository owner/name")
+    group.add_argument("--checkpoint_path", help="folder of a distributed checkpoint to load into the transformer")
+    group.add_argument("--lora_path", help="folder of a LoRA adapter to load into the transformer")
+    group.add_argument("--dtype", default="bf16", choices=["bf16", "fp32"], help="of the transformer on a GPU")
+    add_switch(group, "--cfg_distilled", False, "the CFG-distilled model (default: false)")
+    add_switch(group, "--enable_step_distill", False, "the step-distilled model (default: false)")
+    add_switch(group, "--sparse_attn", False, "sparse attention, H-series GPUs, implies CFG-distilled (default: false)")
+
+
+def add_speed_flags(group) -> None:
+    add_switch(group, "--offloading", True, "keep models on the CPU while they are not used (default: true)")
+    add_switch(group, "--group_offloading", None, "stream the transformer block by block (default: below 60 GB)")
+    add_switch(group, "--overlap_group_offloading", True, "overlap streaming with computing (default: true)")
+    add_switch(group, "--use_sageattn", False, "SageAttention (default: false)")
+    group.add_argument("--sage_blocks_range", default="0-53", help="blocks that use it, like 0-5,9 (default: 0-53)")
+    add_switch(group, "--enable_torch_compile", False, "compile the transformer blocks (default: false)")
+    add_switch(group, "--use_fp8_gemm", False, "fp8 matrix products (default: false)")
+    group.add_argument("--quant_type", default="fp8-per-token-sgl", help="kind of fp8 (default: fp8-per-token-sgl)")
+    group.add_argument("--include_patterns", default="double_blocks", help="modules in fp8 (default: double_blocks)")
+
+
+def add_cache_flags(group) -> None:
+    add_switch(group, "--enable_cache", False, "reuse work between denoising steps (default: false)")
+    group.add_argument("--cache_type", default="deepcache", metavar="TYPE", help=f"one of {', '.join(CACHE_TYPES)}")
+    group.add_argument(
+        "--lemica_step",
+        type=budget,
+        metavar="B",
+        help="lemica: computed steps, a number or slow|medium|fast|ultra = 25|20|15|10 (default: $LEMICA_STEP or 25)",
+    )
+    group.add_argument("--lemica_mask", metavar="FILE", help="lemica: a step mask from python -m lemica plan")
+    group.add_argument("--no_cache_block_id", default="53", help="deepcache: blocks always computed (default: 53)")
+    group.add_argument("--cache_start_step", type=int, default=11, help="the other types: first reused step, about")
+    group.add_argument("--cache_end_step", type=int, default=45, help="the other types: computed again from here on")
+    group.add_argument("--cache_step_interval", type=int, default=4, help="the other types: compute every n-th between")
+    group.add_argument("--total_steps", type=int, default=50, help="the other types: number of steps they count on")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> tuple[argparse.Namespace, InferState]:
+    """Parse and check; anything wrong ends the program with exit status 2."""
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    if args.image_path is not None and args.image_path.strip().lower() == "none":
+        args.image_path = None
+    try:
+        state = initialize_infer_state(args)
+        for check in (check_request, check_files, check_model, check_speed, check_output):
+            check(args)
+        check_cache(args, state)
+    except ValueError as error:
+        parser.error(str(error))
+    return args, state
+
+
+def task_of(args: argparse.Namespace) -> str:
+    return "i2v" if args.image_path else "t2v"
+
+
+def transformer_version(args: argparse.Namespace) -> str:
+    """The name of the model that the arguments ask for, as its folder under transformer/."""
+    if args.enable_step_distill:
+        return f"{args.resolution}_{task_of(args)}_step_distilled"
+    distilled = "_distilled" if args.cfg_distilled or args.sparse_attn else ""
+    return f"{args.resolution}_{task_of(args)}{distilled}{'_sparse' if args.sparse_attn else ''}"
+
+
+def check_request(args: argparse.Namespace) -> None:
+    if not re.fullmatch(r"[1-9]\d*:[1-9]\d*", args.aspect_ratio):
+        raise ValueError(f"--aspect_ratio must be two whole numbers like 16:9, got {args.aspect_ratio!r}")
+    for flag in ("num_inference_steps", "video_length"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise ValueError(f"--{flag} must be at least 1, got {value}")
+
+
+def check_files(args: argparse.Namespace) -> None:
+    for flag in ("checkpoint_path", "lora_path"):
+        path = getattr(args, flag)
+        if path and not os.path.exists(path):
+            raise ValueError(f"--{flag} {path} does not exist")
+    if args.image_path:
+        try:
+            with Image.open(args.image_path) as image:
+                image.verify()
+        except FileNotFoundError as error:
+            raise ValueError(f"--image_path {args.image_path} does not exist") from error
+        except Exception as error:
+            raise ValueError(f"--image_path {args.image_path} is not an image that can be read") from error
+
+
+def check_model(args: argparse.Namespace) -> None:
+    version = transformer_version(args)
+    if version not in PIPELINE_CONFIGS:
+        raise ValueError(f"there is no model {version}: choose flags that give one of {', '.join(PIPELINE_CONFIGS)}")
+    if not os.path.isdir(args.model_path):
+        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", args.model_path) or os.path.exists(Path(args.model_path).parts[0]):
+            raise ValueError(f"--model_path {args.model_path} is not a folder: give the folder of the checkpoint")
+        return
+    missing = missing_model_files(Path(args.model_path), version, with_sr=args.sr)
+    if missing:
+        raise ValueError(f"--model_path {args.model_path} is incomplete, missing: {', '.join(missing)}")
+
+
+def missing_model_files(folder: Path, version: str, with_sr: bool) -> list[str]:
+    """What the checkpoint lacks for this model, as paths relative to it."""
+    weighted = [f"transformer/{version}", "vae", "text_encoder/llm", "vision_encoder/siglip/image_encoder"]
+    files = [*SHARED_MODEL_FILES, f"transformer/{version}/config.json"]
+    if with_sr:
+        sr_version = TRANSFORMER_VERSION_TO_SR_VERSION[version]
+        weighted += [f"transformer/{sr_version}", f"upsampler/{sr_version}"]
+        files += [f"transformer/{sr_version}/config.json", f"upsampler/{sr_version}/config.json"]
+    folders = [name for name in weighted if not any(_weight_files(folder / name))]
+    return [name for name in files if not (folder / name).is_file()] + [f"{name}/*.safetensors" for name in folders]
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return [path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)]
+
+
+def check_speed(args: argparse.Namespace) -> None:
+    if args.sparse_attn and args.use_sageattn:
+        raise ValueError("--sparse_attn and --use_sageattn exclude each other: set one of them to false")
+    if args.use_fp8_gemm and "sgl" in args.quant_type and importlib.util.find_spec("sgl_kernel") is None:
+        raise ValueError(f"--quant_type {args.quant_type} needs sgl_kernel: pip install sgl-kernel==0.3.18")
+    if args.group_offloading and not args.offloading:
+        raise ValueError("--group_offloading true needs --offloading true")
+    if args.group_offloading and not torch.cuda.is_available():
+        raise ValueError("--group_offloading true needs a GPU: leave it out on this machine")
+
+
+def check_output(args: argparse.Namespace) -> None:
+    path = output_path(args)
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        raise ValueError(f"--output_path {path} must end with one of {' '.join(VIDEO_SUFFIXES)}")
+    if path.is_dir():
+        raise ValueError(f"--output_path {path} is a folder: give the name of a video file")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+        raise ValueError(f"--output_path {path} cannot be written: {parent} is not a folder that you may write to")
+
+
+def check_cache(args: argparse.Namespace, state: InferState) -> None:
+    if args.cache_type not in CACHE_TYPES:
+        raise ValueError(f"--cache_type must be one of {', '.join(CACHE_TYPES)}; got {args.cache_type!r}")
+    if not state.enable_cache:
+        return
+    if args.enable_step_distill:
+        raise ValueError(
+            "--enable_cache true does not go with --enable_step_distill: its few steps leave none to reuse"
+        )
+    if not state.uses_lemica:
+        if not is_angelslim_available():
+            raise ValueError(f"--cache_type {args.cache_type} needs angelslim: pip install angelslim==0.2.2")
+        return
+    if state.lemica_step is None:
+        state.lemica_step = parse_budget(default_budget())
+    default = PIPELINE_CONFIGS[transformer_version(args)].get("num_inference_steps", DEFAULT_NUM_STEPS)
+    resolve_mask(state, args.num_inference_steps or default)
+
+
+def output_path(args: argparse.Namespace) -> Path:
+    """Where the video goes; without --output_path a name made of model and time, the same at every call."""
+    if args.output_path is None:
+        args.output_path = (
+            f"./outputs/output_{transformer_version(args)}_{datetime.datetime.now():%Y-%m-%d %H:%M:%S}.mp4"
+        )
+    return Path(args.output_path)
+
+
+def rank0_log(message: str, level: str = "INFO") -> None:
+    if get_rank() == 0:
+        loguru.logger.log(level, message)
+
+
+def load_pipeline(args: argparse.Namespace, state: InferState):
+    """The pipeline with all its weights, then with the optimisations that must see the final weights."""
+    from hyvideo.pipelines.hunyuan_video_pipeline import HunyuanVideo_1_5_Pipeline, default_device
+
+    has_gpu = default_device().type == "cuda"
+    offloading = args.offloading and has_gpu
+    group_offloading = args.group_offloading
+    if group_offloading is None:
+        group_offloading = offloading and HunyuanVideo_1_5_Pipeline.get_offloading_config()["enable_group_offloading"]
+    home = torch.device("cpu") if offloading else default_device()
+    pipe = HunyuanVideo_1_5_Pipeline.create_pipeline(
+        args.model_path,
+        transformer_version(args),
+        create_sr_pipeline=args.sr,
+        transformer_dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype],
+        device=home,
+        transformer_init_device=torch.device("cpu") if group_offloading else home,
+    )
+    if args.checkpoint_path:
+        load_checkpoint_to_transformer(pipe, args.checkpoint_path)
+    if args.lora_path:
+        load_lora_adapter(pipe, args.lora_path)
+
+    offload = dict(
+        enable_offloading=offloading,
+        enable_group_offloading=group_offloading,
+        overlap_group_offloading=args.overlap_group_offloading,
+    )
+    pipe.apply_infer_optimization(infer_state=state, **offload)
+    if args.sr:
+        # The SR model takes few steps: there is nothing to reuse.
+        pipe.sr_pipeline.apply_infer_optimization(dataclasses.replace(state, enable_cache=False), **offload)
+    rank0_log(f"offloading {offloading}, by groups {group_offloading}")
+    return pipe
+
+
+def load_checkpoint_to_transformer(pipe, checkpoint_path: str) -> None:
+    """Load a distributed checkpoint, as train.py saves it, into the transformer."""
+    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+    rank0_log(f"loading the checkpoint {checkpoint_path}")
+    checkpoint.load({"model": get_model_state_dict(pipe.transformer)}, checkpoint_id=checkpoint_path)
+
+
+def load_lora_adapter(pipe, lora_path: str) -> None:
+    rank0_log(f"loading the LoRA adapter {lora_path}")
+    pipe.transformer.load_lora_adapter(lora_path, prefix=None, adapter_name="default", use_safetensors=True)
+
+
+def generate_video(args: argparse.Namespace, state: InferState) -> None:
+    """Load, generate, and on rank 0 write the video and what is known about its making."""
+    if args.video_length != 121:
+        rank0_log(f"121 frames give the best quality; generating {args.video_length}", "WARNING")
+    if not args.rewrite:
+        rank0_log("prompt rewriting is off, which may cost quality", "WARNING")
+    started = time.perf_counter()
+    pipe = load_pipeline(args, state)
+    loading_seconds = time.perf_counter() - started
+    out = pipe(
+        prompt=args.prompt,
+        negative_prompt=args.negative_prompt,
+        reference_image=args.image_path,
+        aspect_ratio=args.aspect_ratio,
+        video_length=args.video_length,
+        num_inference_steps=args.num_inference_steps,
+        seed=args.seed,
+        prompt_rewrite=args.rewrite,
+        enable_sr=args.sr,
+        return_pre_sr_video=args.save_pre_sr_video,
+    )
+    if get_rank() != 0:
+        return
+    started = time.perf_counter()
+    save_outputs(args, out)
+    seconds = out.report.stage_seconds
+    seconds |= {"model loading": loading_seconds, "file writing": time.perf_counter() - started}
+    log_report(out.report)
+    if args.save_generation_config:
+        save_config(args, out.report)
+
+
+def save_outputs(args: argparse.Namespace, out) -> None:
+    path = output_path(args)
+    save_video(out.videos if out.sr_videos is None else out.sr_videos, path)
+    if out.sr_videos is not None and args.save_pre_sr_video:
+        save_video(out.videos, path.with_name(f"{path.stem}_before_sr{path.suffix}"))
+
+
+def save_video(video: torch.Tensor, path: str | Path) -> None:
+    """Write a video (3, F, H, W) or (1, 3, F, H, W), float in [0, 1], at 24 frames a second."""
+    import imageio
+
+    frames = video.squeeze(0) if video.ndim == 5 else video
+    frames = (frames * 255).clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).numpy()
+    with moved_into_place(Path(path)) as partial:
+        imageio.mimwrite(partial, frames, fps=FRAMES_PER_SECOND)
+    print(f"Saved video to: {path}")
+
+
+@contextmanager
+def moved_into_place(path: Path):
+    """A name beside `path` to write to; what stands there at the end becomes `path`, in one move."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def log_report(report) -> None:
+    computed, total = len(report.computed_steps), report.num_steps
+    rank0_log(f"{computed} of {total} steps computed ({report.mask_origin}), DiT {report.dit_seconds:.2f} s")
+    rank0_log(", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in report.stage_seconds.items()))
+
+
+def save_config(args: argparse.Namespace, report) -> None:
+    """Write PATH_config.json beside the video: the arguments, the model, and the run report."""
+    path = output_path(args)
+    config = {
+        "timestamp": datetime.datetime.now().isoformat(),
+        "task": task_of(args),
+        "transformer_version": transformer_version(args),
+        "output_path": str(path),
+        "arguments": vars(args),
+        "report": dataclasses.asdict(report)
+        | {"dit_seconds": report.dit_seconds, "total_seconds": report.total_seconds},
+    }
+    config_path = path.with_name(f"{path.stem}_config.json")
+    with moved_into_place(config_path) as partial:
+        partial.write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+    print(f"Saved generation config to: {config_path}")
+
+
+def main() -> None:
+    args, state = parse_arguments()
+    # Imported only now, so that a wrong argument is answered at once.
+    from hyvideo.pipelines.hunyuan_video_pipeline import initialize_sequence_parallel
+
+    initialize_sequence_parallel()
+    generate_video(args, state)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

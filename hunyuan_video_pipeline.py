@@ -1,0 +1,1241 @@
+"""HunyuanVideo-1.5 pipeline that reuses the residual of the transformer blocks on the steps that a mask names.
+
+Reads top to bottom as data flows: what is kept between steps (ResidualCache), what is measured (Stopwatch,
+RunReport), then the pipeline: prepare -> denoise -> decode, the parts that prepare, optimisations, loading.
+A drop-in for upstream's file of the same name: same public names, signatures and behaviour.
+"""
+
+import copy
+import inspect
+import os
+import random
+import re
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.hooks import HookRegistry
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from hyvideo.commons import (
+    PIPELINE_CONFIGS,
+    SR_PIPELINE_CONFIGS,
+    TRANSFORMER_VERSION_TO_SR_VERSION,
+    get_gpu_memory,
+    get_rank,
+    is_angelslim_available,
+    parallel_states,
+)
+from hyvideo.commons.infer_state import InferState, ResolvedMask, StepMask, resolve_mask
+from hyvideo.commons.parallel_states import get_parallel_state
+from hyvideo.models.autoencoders.hunyuanvideo_15_vae import AutoencoderKLConv3D
+from hyvideo.models.text_encoders import PROMPT_TEMPLATE, TextEncoder
+from hyvideo.models.text_encoders.byT5 import load_glyph_byT5_v2
+from hyvideo.models.text_encoders.byT5.format_prompt import MultilingualPromptFormat
+from hyvideo.models.transformers.hunyuanvideo_1_5_transformer import HunyuanVideo_1_5_DiffusionTransformer
+from hyvideo.models.transformers.modules.upsample import SRTo720pUpsampler, SRTo1080pUpsampler
+from hyvideo.models.vision_encoder import VisionEncoder
+from hyvideo.schedulers.scheduling_flow_match_discrete import FlowMatchDiscreteScheduler
+from hyvideo.utils.data_utils import generate_crop_size_list, get_closest_ratio, resize_and_center_crop
+from loguru import logger
+from PIL import Image
+from torch import distributed as dist
+
+from .pipeline_utils import rescale_noise_cfg, retrieve_timesteps
+
+GIB = 1024**3
+TEXT_TOKENS = 1000
+BYT5_TOKENS = 256
+BYT5_WIDTH = 1472
+# Side in pixels of the square with a resolution's area. Upstream's four, and two for models that run on a CPU.
+BUCKET_BASE_SIZES = {"96p": 128, "144p": 192, "360p": 480, "480p": 640, "720p": 960, "1080p": 1440}
+HUB_REPOSITORY = "tencent/HunyuanVideo-1.5"
+UPSTREAM_CACHE_HELPERS = {
+    "deepcache": "DeepCacheHelper",
+    "teacache": "TeaCacheHelper",
+    "taylorcache": "TaylorCacheHelper",
+}
+
+
+def default_device() -> torch.device:
+    """Where models run on this machine: its GPU, else its CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class _CpuParallelDims(parallel_states.ParallelDims):
+    """Upstream's parallel dimensions on a mesh of CPU ranks; upstream always asks for a CUDA mesh."""
+
+    def build_mesh(self, device_type: str):
+        return super().build_mesh("cpu")
+
+
+def initialize_sequence_parallel() -> None:
+    """Set up upstream's parallel state for every rank of this run, on GPU or CPU, with or without torchrun."""
+    if default_device().type == "cpu":
+        parallel_states.ParallelDims = _CpuParallelDims
+    else:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    parallel_states.initialize_parallel_state(sp=int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def _shard(tokens: torch.Tensor) -> torch.Tensor:
+    """This rank's part of `tokens` (B, L, C) along L, split as upstream's transformer splits image tokens."""
+    parallel = get_parallel_state()
+    return torch.chunk(tokens, parallel.sp, dim=1)[parallel.sp_rank] if parallel.sp_enabled else tokens
+
+
+def _gather(tokens: torch.Tensor, length: int) -> torch.Tensor:
+    """All ranks' parts of (B, length, C), in one collective: the parts' sizes follow from `length`."""
+    parallel = get_parallel_state()
+    if not parallel.sp_enabled:
+        return tokens
+    sizes = [len(part) for part in torch.arange(length).chunk(parallel.sp)]
+    parts = [tokens.new_empty(tokens.shape[0], size, tokens.shape[2]) for size in sizes]
+    dist.all_gather(parts, tokens.contiguous(), group=parallel.sp_group)
+    return torch.cat(parts, dim=1)
+
+
+def _broadcast(value: Any) -> Any:
+    """Rank 0's `value` on every rank of the sequence-parallel group."""
+    parallel = get_parallel_state()
+    if not (dist.is_initialized() and parallel.sp_enabled):
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=dist.get_global_rank(parallel.sp_group, 0), group=parallel.sp_group)
+    return values[0]
+
+
+class ResidualCache:
+    """The last residual of a transformer's block stack: its output minus its input, image tokens only.
+
+    One tensor (B, L, hidden) for the whole CFG batch, in the dtype of the block stack, sharded like the tokens.
+    Source of the idea of step-level reuse: LeMiCa, arXiv 2511.00090.
+    """
+
+    def __init__(self, transformer: HunyuanVideo_1_5_DiffusionTransformer):
+        self.transformer = transformer
+        self.residual: torch.Tensor | None = None
+
+    def compute(self, inputs: dict[str, Any], keep: bool) -> torch.Tensor:
+        """Upstream's forward, unchanged; with `keep`, remember what its blocks added. Returns (B, C, T, H, W)."""
+        self.residual = None
+        if not keep:
+            return self.transformer(**inputs)[0]
+        with self._recording():
+            return self.transformer(**inputs)[0]
+
+    def reuse(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """The transformer's output if its blocks added the kept residual: no block, no text path. (B, C, T, H, W)."""
+        net = self.transformer
+        tokens = net.img_in(inputs["hidden_states"])
+        modulation = self._modulation(inputs)
+        velocity = net.final_layer(_shard(tokens) + self.residual, modulation)
+        grid = [size // patch for size, patch in zip(inputs["hidden_states"].shape[2:], net.patch_size, strict=True)]
+        return net.unpatchify(_gather(velocity, tokens.shape[1]), *grid)
+
+    def clear(self) -> None:
+        self.residual = None
+
+    def reuse_modules(self) -> list[torch.nn.Module]:
+        """The modules that a reused step runs."""
+        names = ("img_in", "time_in", "vector_in", "guidance_in", "time_r_in", "final_layer")
+        modules = (getattr(self.transformer, name) for name in names)
+        return [module for module in modules if module is not None]
+
+    @contextmanager
+    def _recording(self):
+        blocks_input = None
+
+        def before_blocks(_module, _args, kwargs):
+            nonlocal blocks_input
+            blocks_input = kwargs["img"]
+
+        def after_blocks(_module, args):
+            nonlocal blocks_input
+            self.residual = args[0] - blocks_input
+            blocks_input = None
+
+        net = self.transformer
+        hooks = (
+            net.double_blocks[0].register_forward_pre_hook(before_blocks, with_kwargs=True),
+            net.final_layer.register_forward_pre_hook(after_blocks),
+        )
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _modulation(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """The vector (B, hidden) that modulates the final layer, from timestep, guidance and pooled text."""
+        net = self.transformer
+        vector = net.time_in(inputs["timestep"])
+        if inputs["text_states_2"] is not None:
+            vector = vector + net.vector_in(inputs["text_states_2"])
+        if net.guidance_embed:
+            vector = vector + net.guidance_in(inputs["guidance"])
+        if inputs["timestep_r"] is not None:
+            vector = vector + net.time_r_in(inputs["timestep_r"])
+        return vector
+
+
+class Stopwatch:
+    """Seconds by stage, and by denoising step; the device is waited for at the end of a stage only."""
+
+    def __init__(self, device: torch.device):
+        self.on_gpu = device.type == "cuda"
+        self.stages: dict[str, float] = defaultdict(float)
+        self._marks: list[Any] = []
+
+    @contextmanager
+    def stage(self, name: str):
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.on_gpu:
+                torch.cuda.synchronize()
+            self.stages[name] += time.perf_counter() - start
+
+    def mark(self) -> None:
+        """Note the beginning of the first step or the end of a step, without waiting for the device."""
+        if not self.on_gpu:
+            self._marks.append(time.perf_counter())
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._marks.append(event)
+
+    def step_seconds(self) -> list[float]:
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        if self.on_gpu:
+            return [start.elapsed_time(end) / 1000 for start, end in pairs]
+        return [end - start for start, end in pairs]
+
+
+@dataclass
+class RunReport:
+    """What one call did and how long it took: computed steps (0-based), seconds by step and by stage."""
+
+    num_steps: int
+    computed_steps: list[int]
+    mask_origin: str
+    step_seconds: list[float] = field(default_factory=list)
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def dit_seconds(self) -> float:
+        return sum(self.step_seconds)
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.stage_seconds.values())
+
+
+@dataclass
+class HunyuanVideoPipelineOutput(BaseOutput):
+    """Videos (B, 3, F, H, W), float32 in [0, 1] on the CPU; with super-resolution also `sr_videos`, larger."""
+
+    videos: torch.Tensor | np.ndarray
+    sr_videos: torch.Tensor | np.ndarray | None = None
+    report: RunReport | None = None
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """What was asked for, with every default filled in: sizes in pixels and latents, sampler, seed, mask."""
+
+    prompt: str | list[str]
+    negative_prompt: str | list[str] | None
+    image: Image.Image | None
+    height: int
+    width: int
+    latent_size: tuple[int, int, int]
+    guidance: float | None
+    scheduler: FlowMatchDiscreteScheduler
+    timesteps: torch.Tensor
+    mask: ResolvedMask
+    seed: int
+    generator: torch.Generator | list[torch.Generator]
+
+    @property
+    def task(self) -> str:
+        return "t2v" if self.image is None else "i2v"
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.prompt) if isinstance(self.prompt, list) else 1
+
+
+@dataclass(frozen=True)
+class DenoiseInputs:
+    """All that the denoising loop reads.
+
+    noise (B, 32, T, H, W) and condition (B or 2B with CFG, 33, T, H, W) are concatenated on the channels at every
+    step; transformer_kwargs go to the transformer unchanged at every step, step_kwargs to the scheduler.
+    """
+
+    noise: torch.Tensor
+    condition: torch.Tensor
+    timesteps: torch.Tensor
+    scheduler: FlowMatchDiscreteScheduler
+    mask: StepMask
+    transformer_kwargs: dict[str, Any]
+    step_kwargs: dict[str, Any]
+
+
+class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
+    """Text- and image-to-video generation with HunyuanVideo-1.5; see ``__call__``."""
+
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->byt5_model->transformer->vae"
+    _optional_components = ["text_encoder_2"]  # noqa: RUF012, read by diffusers
+
+    ideal_resolution = property(attrgetter("transformer.config.ideal_resolution"))
+    ideal_task = property(attrgetter("transformer.config.ideal_task"))
+    use_meanflow = property(attrgetter("transformer.config.use_meanflow"))
+    guidance_scale = property(attrgetter("_guidance_scale"))
+    guidance_rescale = property(attrgetter("_guidance_rescale"))
+    clip_skip = property(attrgetter("_clip_skip"))
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance_scale is not None and self._guidance_scale > 1
+
+    def __init__(
+        self,
+        vae: AutoencoderKLConv3D,
+        text_encoder: TextEncoder,
+        transformer: HunyuanVideo_1_5_DiffusionTransformer,
+        scheduler: FlowMatchDiscreteScheduler,
+        text_encoder_2: TextEncoder | None = None,
+        flow_shift: float = 7.0,
+        guidance_scale: float = 6.0,
+        num_inference_steps: int = 50,
+        embedded_guidance_scale: float | None = None,
+        progress_bar_config: dict[str, Any] | None = None,
+        vision_num_semantic_tokens: int = 729,
+        vision_states_dim: int = 1152,
+        glyph_byT5_v2: bool = True,
+        byt5_model: torch.nn.Module | None = None,
+        byt5_tokenizer=None,
+        byt5_max_length: int = BYT5_TOKENS,
+        prompt_format: MultilingualPromptFormat | None = None,
+        execution_device: str | torch.device | None = None,
+        vision_encoder: VisionEncoder | None = None,
+        enable_offloading: bool = False,
+    ):
+        super().__init__()
+        settings = dict(glyph_byT5_v2=glyph_byT5_v2, byt5_max_length=byt5_max_length, flow_shift=flow_shift)
+        vision = dict(vision_num_semantic_tokens=vision_num_semantic_tokens, vision_states_dim=vision_states_dim)
+        guidance = dict(guidance_scale=guidance_scale, embedded_guidance_scale=embedded_guidance_scale)
+        self.register_to_config(num_inference_steps=num_inference_steps, **settings, **vision, **guidance)
+        self._progress_bar_config = {"disable": get_rank() != 0} | (progress_bar_config or {})
+
+        self.byt5_model = self.byt5_tokenizer = self.vision_encoder = None
+        modules = dict(vae=vae, text_encoder=text_encoder, text_encoder_2=text_encoder_2, transformer=transformer)
+        if glyph_byT5_v2:
+            modules |= dict(byt5_model=byt5_model, byt5_tokenizer=byt5_tokenizer)
+        if vision_encoder is not None:
+            modules |= dict(vision_encoder=vision_encoder)
+        self.register_modules(scheduler=scheduler, **modules)
+
+        self.text_len = text_encoder.max_length
+        self.byt5_max_length = byt5_max_length
+        self.prompt_format = prompt_format
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        self.target_size_config = {
+            resolution: dict(bucket_hw_base_size=base_size, bucket_hw_bucket_stride=16)
+            for resolution, base_size in BUCKET_BASE_SIZES.items()
+        }
+        self._set_up_device(execution_device)
+        self.enable_offloading = enable_offloading
+        self.infer_state: InferState | None = None
+        self.cache_helper = None
+
+    def _set_up_device(self, execution_device: str | torch.device | None) -> None:
+        """Upstream's dtypes and autocast on a GPU; float32 without autocast on a CPU, where numbers are exact."""
+        self.execution_device = torch.device(execution_device or default_device())
+        on_gpu = self.execution_device.type == "cuda"
+        self.target_dtype = torch.bfloat16 if on_gpu else torch.float32
+        self.vae_dtype = torch.float16 if on_gpu else torch.float32
+        self.autocast_enabled = self.vae_autocast_enabled = on_gpu
+        self.noise_init_device = torch.device("cpu")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str],
+        aspect_ratio: str,
+        video_length: int,
+        prompt_rewrite: bool = True,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        enable_sr: bool = True,
+        sr_num_inference_steps: int | None = None,
+        negative_prompt: str | list[str] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        seed: int | None = None,
+        flow_shift: float | None = None,
+        embedded_guidance_scale: float | None = None,
+        reference_image: Image.Image | str | None = None,
+        output_type: str | None = "pt",
+        return_dict: bool = True,
+        return_pre_sr_video: bool = False,
+        enable_vae_tile_parallelism: bool = True,
+        **kwargs,
+    ):
+        """Generate one video per prompt.
+
+        Args: those of upstream's pipeline. `aspect_ratio` is "W:H" and counts for text-to-video only; with
+        `reference_image` (a PIL image or a path) the size follows the image. `video_length` is in frames, 4n + 1.
+        `output_type` "latent" returns latents (B, 32, T, H, W) instead of frames. Keywords `guidance_rescale` and
+        `clip_skip` are understood, others ignored.
+
+        Returns a HunyuanVideoPipelineOutput, or with `return_dict=False` the videos (and SR videos).
+        Raises ValueError if task, size, step mask or image do not fit the loaded model.
+        """
+        clock = Stopwatch(self.execution_device)
+        settings = self._resolve_settings(
+            prompt, negative_prompt, reference_image, aspect_ratio, video_length, prompt_rewrite, num_inference_steps,
+            guidance_scale, embedded_guidance_scale, flow_shift, seed, generator, kwargs,
+        )  # fmt: skip
+        inputs = self.prepare(settings, clock)
+        with clock.stage("denoising"):
+            latents = self.denoise(inputs, clock)
+
+        sr_videos = None
+        if enable_sr:
+            with clock.stage("super-resolution"):
+                sr_videos = self._super_resolve(
+                    latents, settings, reference_image, video_length, sr_num_inference_steps, output_type,
+                    enable_vae_tile_parallelism,
+                )  # fmt: skip
+        if output_type == "latent":
+            videos = latents
+        elif enable_sr and not return_pre_sr_video:
+            videos = sr_videos
+        else:
+            with clock.stage("VAE decoding"):
+                videos = self.decode(latents, settings.generator, enable_vae_tile_parallelism)
+        self.maybe_free_model_hooks()
+
+        if not return_dict:
+            return (videos, sr_videos) if enable_sr else videos
+        return HunyuanVideoPipelineOutput(videos, sr_videos, self._report(settings, clock))
+
+    def prepare(self, settings: GenerationSettings, clock: Stopwatch | None = None) -> DenoiseInputs:
+        """Encode text and image and draw the noise: everything that the denoising loop reads."""
+        clock = clock or Stopwatch(self.execution_device)
+        with clock.stage("text encoding"):
+            text_kwargs = self._encode_text(settings)
+        noise = self.prepare_latents(
+            settings.batch_size,
+            self.transformer.config.in_channels,
+            *settings.latent_size[1:],
+            settings.latent_size[0],
+            self.target_dtype,
+            self.execution_device,
+            settings.generator,
+        )
+        with clock.stage("image encoding"):
+            condition, vision_states = self._encode_image(settings, noise)
+
+        copies = 2 if self.do_classifier_free_guidance else 1
+        guidance = None
+        if settings.guidance is not None:
+            scales = torch.full((copies * len(noise),), settings.guidance, device=self.execution_device)
+            guidance = scales.to(self.target_dtype) * 1000.0
+        return DenoiseInputs(
+            noise=noise,
+            condition=condition.repeat(copies, 1, 1, 1, 1),
+            timesteps=settings.timesteps,
+            scheduler=settings.scheduler,
+            mask=settings.mask.steps,
+            transformer_kwargs=dict(
+                **text_kwargs,
+                vision_states=vision_states,
+                mask_type=settings.task,
+                guidance=guidance,
+                return_dict=False,
+            ),
+            step_kwargs=self.prepare_extra_func_kwargs(
+                settings.scheduler.step, {"generator": settings.generator, "eta": 0.0}
+            ),
+        )
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        inputs: DenoiseInputs,
+        clock: Stopwatch | None = None,
+        *,
+        mask: StepMask | None = None,
+        start: int = 0,
+        latents: torch.Tensor | None = None,
+        cache: ResidualCache | None = None,
+        on_step=None,
+    ) -> torch.Tensor:
+        """Run the sampler from step `start` to the end; returns the final latents (B, 32, T, H, W), float32.
+
+        Generation needs `inputs` alone. To replay part of a trajectory, give another `mask`, the `latents` before
+        step `start` and, if that step is reused, a `cache` that holds a residual; `on_step(index, latents)` is
+        called after every step.
+        """
+        clock = clock or Stopwatch(self.execution_device)
+        mask = mask or inputs.mask
+        latents = inputs.noise if latents is None else latents
+        cache = cache or ResidualCache(self.transformer)
+        # A copy, because the scheduler counts its steps: every pass counts anew.
+        scheduler = copy.copy(inputs.scheduler)
+        steps = range(start, len(inputs.timesteps))
+        self._num_timesteps = len(inputs.timesteps)
+        if not all(mask):
+            self._exempt_from_group_offload(cache.reuse_modules())
+
+        with self.progress_bar(total=len(steps)) as bar, self._on_device(self.transformer), self._clearing(cache):
+            clock.mark()
+            for i in steps:
+                model_inputs = self._transformer_inputs(i, latents, inputs)
+                next_reuses = i + 1 < len(mask) and not mask[i + 1]
+                with self._autocast(self.target_dtype, self.autocast_enabled):
+                    velocity = cache.compute(model_inputs, keep=next_reuses) if mask[i] else cache.reuse(model_inputs)
+                velocity = self._guide(velocity)
+                latents = scheduler.step(
+                    velocity, inputs.timesteps[i], latents, **inputs.step_kwargs, return_dict=False
+                )[0]
+                clock.mark()
+                bar.set_postfix_str("computed" if mask[i] else "reused", refresh=False)
+                bar.update()
+                if on_step is not None:
+                    on_step(i, latents)
+        return latents
+
+    def decode(self, latents: torch.Tensor, generator=None, tile_parallelism: bool = True) -> torch.Tensor:
+        """Frames (B, 3, F, H, W), float32 in [0, 1] on the CPU, of latents (B, 32, T, H, W).
+
+        With tile parallelism only rank 0 has the frames, the other ranks get an empty tensor.
+        """
+        if latents.ndim not in (4, 5):
+            raise ValueError(f"latents must be (B, C, H, W) or (B, C, T, H, W), got {tuple(latents.shape)}")
+        latents = latents.unsqueeze(2) if latents.ndim == 4 else latents
+        latents = latents / self.vae.config.scaling_factor
+        if getattr(self.vae.config, "shift_factor", None):
+            latents = latents + self.vae.config.shift_factor
+        if tile_parallelism and hasattr(self.vae, "enable_tile_parallelism"):
+            self.vae.enable_tile_parallelism()
+        with (
+            self._autocast(self.vae_dtype, self.vae_autocast_enabled),
+            self._on_device(self.vae),
+            self._sliced_and_tiled_vae(),
+        ):
+            frames = self.vae.decode(latents, return_dict=False, generator=generator)[0]
+        return (frames / 2 + 0.5).clamp(0, 1).cpu().float()
+
+    def _transformer_inputs(self, i: int, latents: torch.Tensor, inputs: DenoiseInputs) -> dict[str, Any]:
+        """The transformer's keyword arguments at step `i`: the CFG batch is [negative, positive]."""
+        if self.cache_helper is not None:
+            self.cache_helper.cur_timestep = i
+        t = inputs.timesteps[i]
+        copies = len(inputs.condition) // len(latents)
+        hidden_states = torch.cat([latents.repeat(copies, 1, 1, 1, 1), inputs.condition], dim=1)
+        timestep_r = None
+        if self.use_meanflow:
+            next_t = inputs.timesteps[i + 1] if i + 1 < len(inputs.timesteps) else torch.zeros_like(t)
+            timestep_r = next_t.repeat(len(hidden_states))
+        return dict(
+            inputs.transformer_kwargs,
+            hidden_states=inputs.scheduler.scale_model_input(hidden_states, t),
+            timestep=t.repeat(len(hidden_states)),
+            timestep_r=timestep_r,
+        )
+
+    def _guide(self, velocity: torch.Tensor) -> torch.Tensor:
+        """Classifier-free guidance (arXiv 2207.12598), with optional rescaling (arXiv 2305.08891)."""
+        if not self.do_classifier_free_guidance:
+            return velocity
+        negative, positive = velocity.chunk(2)
+        guided = negative + self.guidance_scale * (positive - negative)
+        if self.guidance_rescale > 0.0:
+            guided = rescale_noise_cfg(guided, positive, guidance_rescale=self.guidance_rescale)
+        return guided
+
+    def _super_resolve(
+        self, latents, settings, reference_image, video_length, num_inference_steps, output_type, tile_parallelism
+    ) -> torch.Tensor:
+        if not hasattr(self, "sr_pipeline"):
+            raise ValueError("no super-resolution model is loaded: pass create_sr_pipeline=True or enable_sr=False")
+        devices = [torch.cuda.current_device()] if self.execution_device.type == "cuda" else []
+        # Upstream's SR pipeline draws noise from the global generator, so the seed alone would not fix its output.
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(settings.seed)
+            return self.sr_pipeline(
+                prompt=settings.prompt,
+                num_inference_steps=num_inference_steps,
+                video_length=video_length,
+                negative_prompt="",
+                num_videos_per_prompt=1,
+                seed=settings.seed,
+                output_type=output_type,
+                lq_latents=latents,
+                reference_image=reference_image,
+                enable_vae_tile_parallelism=tile_parallelism,
+            ).videos
+
+    def _report(self, settings: GenerationSettings, clock: Stopwatch) -> RunReport:
+        return RunReport(
+            num_steps=len(settings.mask.steps),
+            computed_steps=[step for step, computed in enumerate(settings.mask.steps) if computed],
+            mask_origin=settings.mask.origin,
+            step_seconds=clock.step_seconds(),
+            stage_seconds=dict(clock.stages),
+        )
+
+    def _resolve_settings(
+        self, prompt, negative_prompt, reference_image, aspect_ratio, video_length, prompt_rewrite,
+        num_inference_steps, guidance_scale, embedded_guidance_scale, flow_shift, seed, generator, options,
+    ) -> GenerationSettings:  # fmt: skip
+        """Fill in every default and check what does not fit the model, before anything is encoded."""
+        config = self.config
+        self._guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
+        self._guidance_rescale = options.get("guidance_rescale", 0.0)
+        self._clip_skip = options.get("clip_skip", None)
+        guidance = config.embedded_guidance_scale if embedded_guidance_scale is None else embedded_guidance_scale
+        self._check_embedded_guidance(guidance)
+
+        image = self._open_image(reference_image)
+        task = "t2v" if image is None else "i2v"
+        if self.ideal_task is not None and self.ideal_task != task:
+            raise ValueError(f"this model does {self.ideal_task}: {'leave out' if image else 'pass'} reference_image")
+        height, width = self._video_size(image, aspect_ratio)
+        latent_size = self.get_latent_size(video_length, height, width)
+
+        self.scheduler = self._create_scheduler(config.flow_shift if flow_shift is None else flow_shift)
+        timesteps, _ = retrieve_timesteps(
+            self.scheduler,
+            config.num_inference_steps if num_inference_steps is None else num_inference_steps,
+            self.execution_device,
+            **self.prepare_extra_func_kwargs(self.scheduler.set_timesteps, {"n_tokens": int(np.prod(latent_size))}),
+        )
+        mask = resolve_mask(self.infer_state, len(timesteps))
+        seed = _broadcast(random.randint(100000, 999999) if seed in (None, -1) else seed)
+        settings = GenerationSettings(
+            prompt=self._rewrite(prompt, image, task) if prompt_rewrite else prompt,
+            negative_prompt=negative_prompt,
+            image=image,
+            height=height,
+            width=width,
+            latent_size=latent_size,
+            guidance=guidance,
+            scheduler=self.scheduler,
+            timesteps=timesteps,
+            mask=mask,
+            seed=seed,
+            generator=generator or torch.Generator(device=self.noise_init_device).manual_seed(seed),
+        )
+        self._log_settings(settings, video_length)
+        return settings
+
+    def _check_embedded_guidance(self, guidance: float | None) -> None:
+        embeds = self.transformer.config.guidance_embed
+        if guidance is None and embeds:
+            raise ValueError("this model embeds its guidance: pass embedded_guidance_scale")
+        if guidance is not None and (not embeds or self.do_classifier_free_guidance):
+            raise ValueError("embedded_guidance_scale needs a model that embeds guidance, and guidance_scale 1")
+
+    @staticmethod
+    def _open_image(reference_image: Image.Image | str | None) -> Image.Image | None:
+        if isinstance(reference_image, str):
+            return Image.open(reference_image).convert("RGB")
+        if reference_image is None or isinstance(reference_image, Image.Image):
+            return reference_image
+        raise ValueError("reference_image must be a PIL image or the path of an image file")
+
+    def _video_size(self, image: Image.Image | None, aspect_ratio: str) -> tuple[int, int]:
+        """Height and width in pixels: the bucket closest to the image's shape, else to `aspect_ratio`."""
+        if image is not None:
+            return self.get_closest_resolution_given_reference_image(image, self.ideal_resolution)
+        if self.ideal_resolution is None:
+            raise ValueError("the model's config has no ideal_resolution: a video size cannot be chosen")
+        match = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", aspect_ratio)
+        if match is None:
+            raise ValueError(f"aspect_ratio must be two whole numbers like 16:9, got {aspect_ratio!r}")
+        size = (int(match[1]), int(match[2]))
+        return self.get_closest_resolution_given_original_size(size, self.ideal_resolution)
+
+    @staticmethod
+    def _rewrite(prompt, image: Image.Image | None, task: str):
+        """The prompt as the rewriting service puts it, the same on every rank; a failure keeps the user's."""
+        from hyvideo.utils.rewrite.rewrite_utils import run_prompt_rewrite
+
+        if not dist.is_initialized() or get_parallel_state().sp_rank == 0:
+            try:
+                prompt = run_prompt_rewrite(prompt, image, task)
+            except Exception as error:
+                logger.warning(f"Failed to rewrite the prompt, using it as it is: {error}")
+        return _broadcast(prompt)
+
+    def _log_settings(self, settings: GenerationSettings, video_length: int) -> None:
+        if get_rank() != 0:
+            return
+        steps = settings.mask.steps
+        logger.info(
+            f"{settings.task} {settings.width}x{settings.height}, {video_length} frames, seed {settings.seed}, "
+            f"guidance {self.guidance_scale}, shift {settings.scheduler.config.shift}, "
+            f"attention {self.transformer.attn_mode}, {self.transformer.dtype}, prompt: {settings.prompt}"
+        )
+        logger.info(f"{sum(steps)} of {len(steps)} steps computed ({settings.mask.origin} mask)")
+
+    def _encode_text(self, settings: GenerationSettings) -> dict[str, Any]:
+        """The transformer's text arguments; with CFG the batch is [negative, positive]."""
+        embeds, mask = self._encode_with(self.text_encoder, settings)
+        embeds_2 = None
+        if self.text_encoder_2 is not None:
+            embeds_2, _ = self._encode_with(self.text_encoder_2, settings)
+        with self._on_device(self.byt5_model):
+            extra_kwargs = self._prepare_byt5_embeddings(settings.prompt, self.execution_device)
+        return dict(text_states=embeds, text_states_2=embeds_2, encoder_attention_mask=mask, extra_kwargs=extra_kwargs)
+
+    def _encode_with(self, text_encoder: TextEncoder, settings: GenerationSettings):
+        with self._on_device(text_encoder):
+            embeds, negative_embeds, mask, negative_mask = self.encode_prompt(
+                settings.prompt,
+                self.execution_device,
+                1,
+                self.do_classifier_free_guidance,
+                settings.negative_prompt,
+                clip_skip=self.clip_skip,
+                text_encoder=text_encoder,
+                data_type="video",
+            )
+        if not self.do_classifier_free_guidance:
+            return embeds, mask
+        return torch.cat([negative_embeds, embeds]), None if mask is None else torch.cat([negative_mask, mask])
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        device: torch.device,
+        num_videos_per_prompt: int,
+        do_classifier_free_guidance: bool,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        negative_attention_mask: torch.Tensor | None = None,
+        clip_skip: int | None = None,
+        text_encoder: TextEncoder | None = None,
+        data_type: str | None = "image",
+    ):
+        """Hidden states of prompt and negative prompt, and their attention masks.
+
+        Returns (embeds, negative_embeds, mask, negative_mask): embeds (B, tokens, width) in the encoder's dtype,
+        masks (B, tokens) int64, negatives as given when `do_classifier_free_guidance` is false.
+        Raises TypeError or ValueError if the negative prompt does not match the prompt in type or number.
+        """
+        encoder = text_encoder or self.text_encoder
+        count = num_videos_per_prompt
+        if prompt_embeds is None:
+            prompt_embeds, attention_mask = self._hidden_states(encoder, prompt, device, data_type, clip_skip)
+            attention_mask = _repeat_rows(attention_mask, count, device)
+        if do_classifier_free_guidance:
+            if negative_prompt_embeds is None:
+                texts = _negative_texts(prompt, negative_prompt, len(prompt_embeds))
+                negative_prompt_embeds, negative_attention_mask = self._hidden_states(encoder, texts, None, data_type)
+                negative_attention_mask = _repeat_rows(negative_attention_mask, count, device)
+            negative_prompt_embeds = _repeat_rows(negative_prompt_embeds.to(encoder.dtype), count, device)
+        prompt_embeds = _repeat_rows(prompt_embeds.to(encoder.dtype), count, device)
+        return prompt_embeds, negative_prompt_embeds, attention_mask, negative_attention_mask
+
+    def _hidden_states(self, encoder: TextEncoder, texts, device, data_type: str, clip_skip: int | None = None):
+        tokens = encoder.text2tokens(texts, data_type=data_type, max_length=self.text_len)
+        if clip_skip is None:
+            output = encoder.encode(tokens, data_type=data_type, device=device)
+            return output.hidden_state, output.attention_mask
+        output = encoder.encode(tokens, output_hidden_states=True, data_type=data_type, device=device)
+        # Intermediate layers lack the encoder's final normalisation.
+        hidden_states = encoder.model.final_layer_norm(output.hidden_states_list[-(clip_skip + 1)])
+        return hidden_states, output.attention_mask
+
+    def _extract_glyph_texts(self, prompt: str) -> list[str]:
+        """The texts in straight or curly double quotes, which the video shall show, without repeats."""
+        quoted = re.findall(r'"(.*?)"|“(.*?)”', prompt)
+        return list(dict.fromkeys(straight or curly for straight, curly in quoted))
+
+    def _process_single_byt5_prompt(self, prompt_text: str, device: torch.device):
+        """Glyph embeddings (1, tokens, 1472) and mask (1, tokens) int64; zeros for a prompt without quotes."""
+        glyph_texts = self._extract_glyph_texts(prompt_text)
+        if not glyph_texts:
+            embeddings = torch.zeros((1, self.byt5_max_length, BYT5_WIDTH), device=device)
+            return embeddings, torch.zeros((1, self.byt5_max_length), device=device, dtype=torch.int64)
+        plain = [{"color": None, "font-family": None} for _ in glyph_texts]
+        text = self.prompt_format.format_prompt(glyph_texts, plain)
+        length = dict(padding="max_length", max_length=self.byt5_max_length, truncation=True)
+        tokens = self.byt5_tokenizer(text, return_tensors="pt", **length).to(device)
+        return self.byt5_model(tokens.input_ids, attention_mask=tokens.attention_mask.float())[0], tokens.attention_mask
+
+    def _prepare_byt5_embeddings(self, prompts: str | list[str], device: torch.device) -> dict[str, torch.Tensor]:
+        """The transformer's glyph arguments, [negative, positive] with CFG; empty if the model has no glyph path."""
+        if not self.config.glyph_byT5_v2:
+            return {}
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if self.do_classifier_free_guidance:
+            texts = [""] * len(texts) + texts
+        embeddings, masks = zip(*(self._process_single_byt5_prompt(text, device) for text in texts), strict=True)
+        return {"byt5_text_states": torch.cat(embeddings), "byt5_text_mask": torch.cat(masks)}
+
+    def _encode_image(self, settings: GenerationSettings, noise: torch.Tensor):
+        """Condition latents (B, 33, T, H, W) and vision states; models are moved only if there is an image."""
+        task_mask = self.get_task_mask(settings.task, settings.latent_size[0])
+        size = (settings.height, settings.width)
+        with self._on_device(self.vae if settings.image else None):
+            image_latents = self.get_image_condition_latents(settings.task, settings.image, *size)
+        condition = self._prepare_cond_latents(settings.task, image_latents, noise, task_mask)
+        with self._on_device(self.vision_encoder if settings.image else None):
+            vision_states = self._prepare_vision_states(
+                None if settings.image is None else np.array(settings.image),
+                self.ideal_resolution,
+                noise,
+                self.execution_device,
+            )
+        return condition, vision_states
+
+    def _prepare_vision_states(self, reference_image, target_resolution: str, latents, device):
+        """Vision states (B or 2B with CFG, tokens, width): zeros without an image, None without an encoder."""
+        copies = 2 if self.do_classifier_free_guidance else 1
+        if reference_image is None:
+            tokens, width = self.config.vision_num_semantic_tokens, self.config.vision_states_dim
+            return torch.zeros(copies * len(latents), tokens, width, device=latents.device)
+        if self.vision_encoder is None:
+            return None
+        image = np.asarray(reference_image)
+        image = image[0] if image.ndim == 4 else image
+        height, width = self.get_closest_resolution_given_reference_image(image, target_resolution)
+        cropped = resize_and_center_crop(image, target_width=width, target_height=height)
+        states = self.vision_encoder.encode_images(cropped).last_hidden_state
+        return states.to(device=device, dtype=self.target_dtype).repeat(copies, 1, 1)
+
+    def _prepare_cond_latents(self, task_type: str, cond_latents, latents, multitask_mask) -> torch.Tensor:
+        """Image latents on the frames that they condition, zeros elsewhere, and a mask channel: (B, 33, T, H, W)."""
+        conditioning = torch.zeros(latents.shape, device=latents.device)
+        if task_type == "i2v" and cond_latents is not None:
+            conditioning[:, :, :1] = cond_latents
+        mask = (multitask_mask != 0).to(device=latents.device, dtype=conditioning.dtype)
+        mask = mask.view(1, 1, -1, 1, 1).expand(len(latents), 1, *latents.shape[2:])
+        return torch.cat([conditioning, mask], dim=1)
+
+    def get_task_mask(self, task_type: str, latent_target_length: int) -> torch.Tensor:
+        """One float per latent frame: 1 where the frame is given by the reference image."""
+        if task_type not in ("t2v", "i2v"):
+            raise ValueError(f"task must be t2v or i2v, got {task_type!r}")
+        mask = torch.zeros(latent_target_length)
+        mask[:1] = float(task_type == "i2v")
+        return mask
+
+    def get_image_condition_latents(self, task_type: str, reference_image: Image.Image | None, height, width):
+        """Scaled VAE latents (1, 32, 1, H, W) of the image resized and cropped to the video's size; None for t2v."""
+        if task_type not in ("t2v", "i2v"):
+            raise ValueError(f"task must be t2v or i2v, got {task_type!r}")
+        if task_type == "t2v":
+            return None
+        pixels = _to_pixels(_resize_and_crop(reference_image, height, width)).to(self.execution_device)
+        with self._autocast(torch.float16, self.vae_autocast_enabled):
+            latents = self.vae.encode(pixels[None, :, None]).latent_dist.mode()
+        return latents * self.vae.config.scaling_factor
+
+    def get_closest_resolution_given_reference_image(self, reference_image, target_resolution: str):
+        """(height, width) of the bucket closest in shape to a PIL image or an array (H, W, 3)."""
+        is_array = isinstance(reference_image, np.ndarray)
+        size = reference_image.shape[1::-1] if is_array else reference_image.size
+        return self.get_closest_resolution_given_original_size(size, target_resolution)
+
+    def get_closest_resolution_given_original_size(self, origin_size: tuple[int, int], target_size: str):
+        """(height, width) in pixels of the bucket of resolution `target_size` closest to (width, height)."""
+        bucket = self.target_size_config[target_size]
+        sizes = generate_crop_size_list(bucket["bucket_hw_base_size"], bucket["bucket_hw_bucket_stride"])
+        ratios = np.array([round(height / width, 5) for height, width in sizes])
+        (height, width), _ = get_closest_ratio(origin_size[1], origin_size[0], ratios, sizes)
+        return height, width
+
+    def get_latent_size(self, video_length: int, height: int, width: int) -> tuple[int, int, int]:
+        """(frames, height, width) of the latents of a video of `video_length` frames of height x width pixels."""
+        spatial, temporal = self.vae.config.ffactor_spatial, self.vae.config.ffactor_temporal
+        frames = (video_length - 1) // temporal + 1
+        size = (frames, height // spatial, width // spatial)
+        if min(size) < 1:
+            raise ValueError(f"a video of {video_length} frames of {height} x {width} pixels is too small to encode")
+        return size
+
+    @classmethod
+    def _create_scheduler(cls, flow_shift: float) -> FlowMatchDiscreteScheduler:
+        return FlowMatchDiscreteScheduler(shift=flow_shift, reverse=True, solver="euler")
+
+    def prepare_extra_func_kwargs(self, func, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Those of `kwargs` that `func` accepts: schedulers differ in their signatures."""
+        accepted = inspect.signature(func).parameters
+        return {name: value for name, value in kwargs.items() if name in accepted}
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        num_channels_latents: int,
+        latent_height: int,
+        latent_width: int,
+        video_length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        generator,
+        latents: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Initial noise (B, C, T, H, W), drawn on the CPU so that a seed means the same on every machine."""
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(f"got {len(generator)} generators for {batch_size} videos: pass one for each, or one")
+        if latents is None:
+            shape = (batch_size, num_channels_latents, video_length, latent_height, latent_width)
+            draw = randn_tensor if isinstance(generator, list) else torch.randn
+            latents = draw(shape, generator=generator, device=self.noise_init_device, dtype=dtype)
+        return latents.to(device) * getattr(self.scheduler, "init_noise_sigma", 1)
+
+    def apply_infer_optimization(
+        self,
+        infer_state: InferState | None = None,
+        enable_offloading: bool = False,
+        enable_group_offloading: bool = False,
+        overlap_group_offloading: bool = True,
+    ) -> None:
+        """Prepare the loaded models for a run: quantisation, compilation, attention, block cache, offloading.
+
+        In that order, so that each sees the final modules; offloading comes last and wraps all of them. LeMiCa needs
+        nothing here but the state: a reused step does not enter the blocks, so it streams none of their weights.
+        Raises ValueError for an unknown cache type, RuntimeError if a cache type's library is missing.
+        """
+        state = self.infer_state = infer_state or InferState()
+        if state.use_fp8_gemm:
+            from angelslim.compressor.diffusion import DynamicDiTQuantizer
+
+            quantizer = DynamicDiTQuantizer(quant_type=state.quant_type, include_patterns=state.include_patterns)
+            quantizer.convert_linear(self.transformer)
+        if state.enable_torch_compile:
+            for block in self.transformer.double_blocks:
+                block.forward = torch.compile(block.forward)
+        if state.enable_sageattn:
+            self.transformer.set_attn_mode("sageattn")
+        self._set_block_cache(state)
+        self.enable_offloading = enable_offloading
+        if enable_group_offloading:
+            if not enable_offloading:
+                raise ValueError("group offloading needs offloading: pass enable_offloading=True")
+            self.transformer.enable_group_offload(
+                onload_device=self.execution_device,
+                num_blocks_per_group=1 if overlap_group_offloading else 4,
+                use_stream=overlap_group_offloading,
+            )
+
+    def _set_block_cache(self, state: InferState) -> None:
+        """Install one of upstream's own caches, which angelslim implements; LeMiCa needs none."""
+        if self.cache_helper is not None:
+            self.cache_helper.disable()
+            self.cache_helper = None
+        if not state.enable_cache or state.uses_lemica:
+            return
+        if state.cache_type not in UPSTREAM_CACHE_HELPERS:
+            known = ", ".join(["lemica", *UPSTREAM_CACHE_HELPERS])
+            raise ValueError(f"unknown cache type {state.cache_type!r}: choose one of {known}")
+        if not is_angelslim_available():
+            raise RuntimeError(f"cache type {state.cache_type} needs angelslim: pip install angelslim==0.2.2")
+        from angelslim.compressor import diffusion
+
+        start, end = state.cache_start_step, state.cache_end_step
+        computed = {*range(start), *range(start, end, state.cache_step_interval), *range(end, state.total_steps)}
+        options = {"no_cache_steps": sorted(computed)}
+        if state.cache_type == "deepcache":
+            options["no_cache_block_id"] = {"double_blocks": state.no_cache_block_id}
+        helper = getattr(diffusion, UPSTREAM_CACHE_HELPERS[state.cache_type])
+        self.cache_helper = helper(double_blocks=self.transformer.double_blocks, **options)
+        self.cache_helper.enable()
+
+    def _exempt_from_group_offload(self, modules: list[torch.nn.Module]) -> None:
+        """Keep `modules` on the execution device for good, so that a reused step moves no weights (34 MB in bf16)."""
+        registry = getattr(self.transformer, "_diffusers_hook", None)
+        hook = registry.get_hook("group_offloading") if isinstance(registry, HookRegistry) else None
+        if hook is None:
+            return
+        hook.group.modules = [module for module in hook.group.modules if module not in modules]
+        for module in modules:
+            module.to(self.execution_device)
+
+    @contextmanager
+    def _on_device(self, model: torch.nn.Module | None):
+        """With offloading, `model` is on the execution device inside and on the CPU after, also after an error."""
+        if model is None or not self.enable_offloading or getattr(model, "_diffusers_hook", None) is not None:
+            yield
+            return
+        model.to(self.execution_device)
+        try:
+            yield
+        finally:
+            model.to("cpu")
+
+    @contextmanager
+    def _clearing(self, cache: ResidualCache):
+        """Leave nothing behind, neither in our cache nor in upstream's, however the block ends."""
+        if self.cache_helper is not None:
+            self.cache_helper.clear_states()
+        try:
+            yield
+        finally:
+            cache.clear()
+            if self.cache_helper is not None:
+                self.cache_helper.clear_states()
+
+    @contextmanager
+    def _sliced_and_tiled_vae(self):
+        vae = self.vae
+        before = vae.use_slicing, vae.use_spatial_tiling
+        vae.enable_slicing()
+        vae.enable_tiling()
+        try:
+            yield
+        finally:
+            vae.use_slicing, vae.use_spatial_tiling = before
+
+    def _autocast(self, dtype: torch.dtype, enabled: bool):
+        return torch.autocast(self.execution_device.type, dtype=dtype, enabled=enabled)
+
+    @staticmethod
+    def get_transformer_version(resolution, task, cfg_distilled=False, step_distilled=False, sparse_attn=False) -> str:
+        """The checkpoint's folder name; sparse attention exists for the CFG-distilled models only."""
+        version = f"{resolution}_{task}"
+        if step_distilled:
+            return f"{version}_step_distilled"
+        distilled = "_distilled" if cfg_distilled or sparse_attn else ""
+        return version + distilled + ("_sparse" if sparse_attn else "")
+
+    @staticmethod
+    def get_offloading_config(memory_limitation: float | None = None) -> dict[str, bool]:
+        """Offloading that suits a GPU of `memory_limitation` bytes (default: this machine's); none without a GPU."""
+        if memory_limitation is None:
+            memory_limitation = get_gpu_memory()
+        has_gpu = memory_limitation > 0
+        small = memory_limitation < 60 * GIB
+        return {"enable_offloading": has_gpu, "enable_group_offloading": has_gpu and small}
+
+    @staticmethod
+    def get_vae_inference_config(memory_limitation: float | None = None) -> dict[str, Any]:
+        """VAE tile size in pixels, tile overlap and dtype that suit a GPU of `memory_limitation` bytes."""
+        if memory_limitation is None:
+            memory_limitation = get_gpu_memory()
+        sample_size, overlap = (256, 0.125) if memory_limitation > 21 * GIB else (128, 0.25)
+        return {"sample_size": sample_size, "tile_overlap_factor": overlap, "dtype": torch.float16}
+
+    @classmethod
+    def create_pipeline(
+        cls,
+        pretrained_model_name_or_path: str,
+        transformer_version: str,
+        create_sr_pipeline: bool = False,
+        transformer_dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | None = None,
+        transformer_init_device: torch.device | None = None,
+        **kwargs,
+    ) -> "HunyuanVideo_1_5_Pipeline":
+        """Load a checkpoint in upstream's layout; models are placed on `device`, run where the machine computes.
+
+        On a machine without a GPU every model is loaded in float32. Keywords `vae_dtype`, `vae_sample_size` and
+        `vae_tile_overlap_factor` are understood, others go to the download of a Hub repository.
+        """
+        folder = cls._local_folder(pretrained_model_name_or_path, **kwargs)
+        execution_device = default_device()
+        on_gpu = execution_device.type == "cuda"
+        device = device or execution_device
+        transformer_dtype = transformer_dtype if on_gpu else torch.float32
+        transformer = cls._load_transformer(folder, transformer_version, transformer_dtype)
+        vae = AutoencoderKLConv3D.from_pretrained(
+            os.path.join(folder, "vae"), torch_dtype=kwargs.get("vae_dtype", torch.float16) if on_gpu else torch.float32
+        ).to(device)
+        vae.set_tile_sample_min_size(
+            kwargs.get("vae_sample_size") or vae.config.sample_size,
+            kwargs.get("vae_tile_overlap_factor") or vae.tile_overlap_factor,
+        )
+        text_encoder, text_encoder_2 = cls._load_text_encoders(folder, device)
+        byt5, prompt_format = cls._load_byt5(folder, True, BYT5_TOKENS, device)
+        vision_encoder = cls._load_vision_encoder(folder, device)
+        pipeline = cls(
+            vae=vae,
+            text_encoder=text_encoder,
+            text_encoder_2=text_encoder_2,
+            transformer=transformer.to(transformer_init_device or device),
+            scheduler=FlowMatchDiscreteScheduler.from_pretrained(os.path.join(folder, "scheduler")),
+            **byt5,
+            prompt_format=prompt_format,
+            execution_device=execution_device,
+            vision_encoder=vision_encoder,
+            **_vision_sizes(vision_encoder),
+            **PIPELINE_CONFIGS[transformer_version],
+        )
+        if create_sr_pipeline:
+            sr_version = TRANSFORMER_VERSION_TO_SR_VERSION[transformer_version]
+            pipeline.sr_pipeline = pipeline.create_sr_pipeline(folder, sr_version, transformer_dtype, device)
+        return pipeline
+
+    def create_sr_pipeline(self, cached_folder, sr_version, transformer_dtype=torch.bfloat16, device=None):
+        """Upstream's super-resolution pipeline, sharing every model but transformer and upsampler with this one."""
+        from .hunyuan_video_sr_pipeline import HunyuanVideo_1_5_SR_Pipeline
+
+        transformer, upsampler = self.load_sr_transformer_upsampler(
+            cached_folder, sr_version, transformer_dtype=transformer_dtype, device=device
+        )
+        return HunyuanVideo_1_5_SR_Pipeline(
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            text_encoder_2=self.text_encoder_2,
+            transformer=transformer,
+            scheduler=self.scheduler,
+            upsampler=upsampler,
+            glyph_byT5_v2=self.config.glyph_byT5_v2,
+            byt5_model=self.byt5_model,
+            byt5_tokenizer=self.byt5_tokenizer,
+            byt5_max_length=self.byt5_max_length,
+            prompt_format=self.prompt_format,
+            execution_device=self.execution_device,
+            vision_encoder=self.vision_encoder,
+            vision_num_semantic_tokens=self.config.vision_num_semantic_tokens,
+            vision_states_dim=self.config.vision_states_dim,
+            enable_offloading=self.enable_offloading,
+            **SR_PIPELINE_CONFIGS[sr_version],
+        )
+
+    @classmethod
+    def load_sr_transformer_upsampler(cls, cached_folder, sr_version, transformer_dtype=torch.bfloat16, device=None):
+        """The transformer and the latent upsampler of an SR version."""
+        transformer = cls._load_transformer(cached_folder, sr_version, transformer_dtype)
+        upsampler_class = SRTo720pUpsampler if "720p" in sr_version else SRTo1080pUpsampler
+        upsampler = upsampler_class.from_pretrained(os.path.join(cached_folder, "upsampler", sr_version))
+        return transformer.to(device), upsampler.to(device)
+
+    @classmethod
+    def _local_folder(cls, name_or_path: str, **kwargs) -> str:
+        if os.path.isdir(name_or_path):
+            return name_or_path
+        if name_or_path.count("/") > 1:
+            raise ValueError(f"{name_or_path} is neither a folder nor the name of a Hub repository (owner/name)")
+        return cls.download(name_or_path, **kwargs)
+
+    @staticmethod
+    def _load_transformer(folder: str, version: str, dtype: torch.dtype) -> HunyuanVideo_1_5_DiffusionTransformer:
+        source = {"pretrained_model_name_or_path": os.path.join(folder, "transformer", version)}
+        if not os.path.isdir(source["pretrained_model_name_or_path"]):
+            logger.warning(f"{folder} has no transformer/{version}: trying {HUB_REPOSITORY} on the Hub")
+            source = {"pretrained_model_name_or_path": HUB_REPOSITORY, "subfolder": f"transformer/{version}"}
+        return HunyuanVideo_1_5_DiffusionTransformer.from_pretrained(
+            **source, torch_dtype=dtype, low_cpu_mem_usage=True
+        )
+
+    @classmethod
+    def _load_text_encoders(cls, pretrained_model_path: str, device: torch.device):
+        """The language model that encodes prompts, and None for the second encoder that this model lacks."""
+        path = _existing(os.path.join(pretrained_model_path, "text_encoder", "llm"))
+        encoder = TextEncoder(
+            text_encoder_type="llm",
+            tokenizer_type="llm",
+            text_encoder_path=path,
+            max_length=TEXT_TOKENS,
+            text_encoder_precision="fp16" if default_device().type == "cuda" else "fp32",
+            prompt_template=PROMPT_TEMPLATE["li-dit-encode-image-json"],
+            prompt_template_video=PROMPT_TEMPLATE["li-dit-encode-video-json"],
+            hidden_state_skip_layer=2,
+            logger=logger,
+            device=device,
+        )
+        # A small model says in its tokenizer that it reads less than the real one's 1000 tokens.
+        encoder.max_length = min(TEXT_TOKENS, encoder.tokenizer.model_max_length)
+        return encoder, None
+
+    @classmethod
+    def _load_byt5(cls, cached_folder: str, glyph_byT5_v2: bool, byt5_max_length: int, device: torch.device):
+        """Glyph encoder, tokenizer and length as keywords of the constructor, and the prompt format."""
+        if not glyph_byT5_v2:
+            return {}, None
+        encoders = os.path.join(cached_folder, "text_encoder")
+        glyph = _existing(os.path.join(encoders, "Glyph-SDXL-v2"))
+        byt5 = os.path.join(encoders, "byt5-small")
+        if not os.path.isdir(byt5):
+            logger.warning(f"{byt5} is missing: trying google/byt5-small on the Hub")
+            byt5 = "google/byt5-small"
+        colors, fonts = (
+            os.path.join(glyph, "assets", name) for name in ("color_idx.json", "multilingual_10-lang_idx.json")
+        )
+        loaded = load_glyph_byT5_v2(
+            dict(
+                byT5_google_path=byt5,
+                byT5_ckpt_path=os.path.join(glyph, "checkpoints", "byt5_model.pt"),
+                multilingual_prompt_format_color_path=colors,
+                multilingual_prompt_format_font_path=fonts,
+                byt5_max_length=byt5_max_length,
+            ),
+            device=device,
+        )
+        return loaded, MultilingualPromptFormat(font_path=fonts, color_path=colors)
+
+    @classmethod
+    def _load_vision_encoder(cls, pretrained_model_name_or_path: str, device: torch.device) -> VisionEncoder:
+        path = _existing(os.path.join(pretrained_model_name_or_path, "vision_encoder", "siglip"))
+        return VisionEncoder(
+            vision_encoder_type="siglip",
+            vision_encoder_precision="fp16" if default_device().type == "cuda" else "fp32",
+            vision_encoder_path=path,
+            logger=logger,
+            device=device,
+        )
+
+
+def _existing(path: str) -> str:
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path} not found: download it as checkpoints-download.md of HunyuanVideo-1.5 says")
+    return path
+
+
+def _vision_sizes(vision_encoder: VisionEncoder) -> dict[str, int]:
+    """How many vision tokens of what width the transformer gets: 729 x 1152 for the real encoder."""
+    config = vision_encoder.model.config
+    return {
+        "vision_num_semantic_tokens": (config.image_size // config.patch_size) ** 2,
+        "vision_states_dim": config.hidden_size,
+    }
+
+
+def _repeat_rows(tensor: torch.Tensor | None, count: int, device: torch.device) -> torch.Tensor | None:
+    return None if tensor is None else tensor.to(device).repeat_interleave(count, dim=0)
+
+
+def _negative_texts(prompt, negative_prompt, batch_size: int) -> list[str]:
+    """One negative text per prompt; empty texts if none are given."""
+    if negative_prompt is None:
+        return [""] * batch_size
+    if prompt is not None and type(prompt) is not type(negative_prompt):
+        raise TypeError(f"negative_prompt must be a {type(prompt).__name__}, as prompt is")
+    texts = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt
+    if len(texts) != batch_size:
+        raise ValueError(f"got {len(texts)} negative prompts for {batch_size} prompts: pass one for each")
+    return texts
+
+
+def _resize_and_crop(image: Image.Image, height: int, width: int) -> Image.Image:
+    """The largest centred height x width part of the image's shape, resampled with Lanczos."""
+    scale = max(width / image.width, height / image.height)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.LANCZOS)
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def _to_pixels(image: Image.Image) -> torch.Tensor:
+    """(3, H, W) float32 in [-1, 1]."""
+    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+    return (pixels.float() / 255 - 0.5) / 0.5

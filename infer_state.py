@@ -1,0 +1,256 @@
+"""What a generation run shall do: inference switches and step masks. Pure Python, imports without torch.
+
+A step mask has one boolean per denoising step: True runs the transformer blocks (a computed step), False reuses
+their last residual (a reused step). Masks come from three places, told apart by ``ResolvedMask.origin``:
+
+released  the four masks that the LeMiCa authors published for HunyuanVideo-1.5 at 50 steps (arXiv 2511.00090)
+derived   any other budget or step count, interpolated from the released ones by ``step_mask``
+planned   a mask file written by ``python -m lemica plan``
+"""
+
+import json
+import math
+import os
+from bisect import bisect_left
+from dataclasses import dataclass, field, fields
+from fractions import Fraction
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+# Computed steps of the released masks, by budget. Source: the LeMiCa authors' HunyuanVideo-1.5 release, 50 steps.
+RELEASED_NUM_STEPS = 50
+RELEASED_STEPS = {
+    25: (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 17, 19, 21, 24, 28, 33, 39, 45, 48, 49),
+    20: (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 15, 18, 22, 28, 36, 44, 49),
+    15: (0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 25, 33, 41, 49),
+    10: (0, 1, 3, 5, 9, 17, 25, 33, 41, 49),
+}
+RELEASED_MAX_GAP = 8
+NAMED_BUDGETS = {"slow": 25, "medium": 20, "fast": 15, "ultra": 10}
+DEFAULT_BUDGET = 25
+
+MASK_FORMAT = "lemica-mask/1"
+SUPPORTED_REUSE = "residual"
+SUPPORTED_FORECAST = "hold"
+
+StepMask = tuple[bool, ...]
+
+
+class ResolvedMask(NamedTuple):
+    """A step mask and where it comes from."""
+
+    steps: StepMask
+    origin: str
+
+
+@dataclass
+class InferState:
+    """Inference switches of one run; the fields before ``lemica_step`` are upstream's, with upstream's defaults."""
+
+    enable_sageattn: bool = False
+    sage_blocks_range: list[int] | None = None
+    enable_torch_compile: bool = False
+
+    enable_cache: bool = False
+    cache_type: str = "deepcache"
+    no_cache_block_id: list[int] | None = None
+    cache_start_step: int = 11
+    cache_end_step: int = 45
+    total_steps: int = 50
+    cache_step_interval: int = 4
+
+    use_fp8_gemm: bool = False
+    quant_type: str = "fp8-per-token-sgl"
+    include_patterns: list[str] = field(default_factory=lambda: ["double_blocks"])
+
+    lemica_step: int | None = None
+    lemica_mask: StepMask | None = None
+
+    @property
+    def uses_lemica(self) -> bool:
+        return self.enable_cache and self.cache_type == "lemica"
+
+
+_infer_state: InferState | None = None
+
+
+def parse_range(value: str | None) -> list[int]:
+    """Expand "0-3,7" to [0, 1, 2, 3, 7], sorted and without duplicates; an empty value gives an empty list."""
+    indices: set[int] = set()
+    for part in filter(None, (piece.strip() for piece in (value or "").split(","))):
+        first, _, last = part.partition("-")
+        indices |= set(range(int(first), int(last or first) + 1))
+    return sorted(indices)
+
+
+def parse_patterns(value: str | list[str]) -> list[str]:
+    """Split "double_blocks, final" into its patterns; a list passes through."""
+    return [pattern.strip() for pattern in value.split(",") if pattern.strip()] if isinstance(value, str) else value
+
+
+def parse_budget(value: str | int) -> int:
+    """Turn "25" or "slow|medium|fast|ultra" into a budget; raises ValueError with what to type instead."""
+    text = str(value).strip()
+    if text in NAMED_BUDGETS:
+        return NAMED_BUDGETS[text]
+    if text.isascii() and text.isdigit() and int(text) >= 2:
+        return int(text)
+    names = "|".join(NAMED_BUDGETS)
+    raise ValueError(f"lemica_step must be a whole number from 2 to the number of steps, or {names}; got {value!r}")
+
+
+def default_budget() -> str | int:
+    """The budget when none is given: the environment variable LEMICA_STEP, else 25."""
+    return os.environ.get("LEMICA_STEP", DEFAULT_BUDGET)
+
+
+# How an argument becomes a field, where it is not taken as it is.
+_ARGUMENT_OF_FIELD = {"enable_sageattn": "use_sageattn"}
+_FIELD_PARSERS = {
+    "sage_blocks_range": parse_range,
+    "no_cache_block_id": parse_range,
+    "include_patterns": parse_patterns,
+    "lemica_step": lambda value: None if value is None else parse_budget(value),
+    "lemica_mask": lambda value: read_mask(value) if isinstance(value, str) else value,
+}
+
+
+def initialize_infer_state(args) -> InferState:
+    """Build the run's InferState from parsed arguments and make it what ``get_infer_state`` returns.
+
+    Arguments that are absent keep their field's default. ``lemica_mask`` may be the path of a mask file.
+    Raises ValueError for a budget or mask file that cannot be used.
+    """
+    global _infer_state
+    values = {}
+    for name in (item.name for item in fields(InferState)):
+        argument = _ARGUMENT_OF_FIELD.get(name, name)
+        if hasattr(args, argument):
+            parse = _FIELD_PARSERS.get(name)
+            values[name] = parse(getattr(args, argument)) if parse else getattr(args, argument)
+    _infer_state = InferState(**values)
+    return _infer_state
+
+
+def get_infer_state() -> InferState | None:
+    """The state made by the last ``initialize_infer_state``, or None before it."""
+    return _infer_state
+
+
+def is_released(budget: int, num_steps: int) -> bool:
+    """Whether ``step_mask(budget, num_steps)`` is one of the authors' masks rather than a derived one."""
+    return num_steps == RELEASED_NUM_STEPS and budget in RELEASED_STEPS
+
+
+def step_mask(budget: int, num_steps: int) -> StepMask:
+    """The step mask with exactly `budget` computed steps of `num_steps`; step 0 and the last are always computed.
+
+    At 50 steps, budgets 25, 20, 15 and 10 give the released masks to the letter. Every other mask is derived: the
+    released masks are read as densities of computed steps along the normalised step axis, densities of neighbouring
+    budgets are mixed linearly, and the mixture is inverted at whole counts. It follows that for every `num_steps`
+    the masks of `budget` and `budget` + 1 interlace (no prefix and no suffix loses a computed step when the budget
+    grows) and that no gap exceeds ceil(max(8 / 49, 1 / (budget - 1)) * (num_steps - 1)): the longest released gap
+    as a share of the trajectory, or the even spacing where the budget is too small for it.
+
+    Raises ValueError if `budget` is not in 2..num_steps (1 for a single step).
+    """
+    if not min(2, num_steps) <= budget <= num_steps:
+        raise ValueError(f"lemica_step must be from 2 to the number of steps, {num_steps}; got {budget}")
+    computed = set(_derived_steps(budget, num_steps))
+    return tuple(step in computed for step in range(num_steps))
+
+
+def _derived_steps(budget: int, num_steps: int) -> list[int]:
+    """Computed steps of a mask, in exact arithmetic so that rounding cannot merge two of them."""
+    if num_steps == 1:
+        return [0]
+    scale = Fraction(RELEASED_NUM_STEPS - 1, num_steps - 1)
+    counts = list(accumulate(_density((budget - 1) * scale, scale), initial=Fraction(0)))
+    return [math.floor(_invert(counts, k * scale) / scale + Fraction(1, 2)) for k in range(budget)]
+
+
+def _density(total: Fraction, scale: Fraction) -> list[Fraction]:
+    """Computed steps per step on each of the 49 intervals of the released axis, with sum `total`.
+
+    Mixed from two neighbouring anchors: the even spacing at the longest released gap, the released masks with that
+    gap as their sparsest place, and every step computed. Below the first anchor the spacing stays even.
+    """
+    intervals = RELEASED_NUM_STEPS - 1
+    sparsest = min(scale / RELEASED_MAX_GAP, Fraction(1))
+    if total <= sparsest * intervals:
+        return [total / intervals] * intervals
+    released = ([max(d, sparsest) for d in _released_density(budget)] for budget in sorted(RELEASED_STEPS))
+    anchors = [[sparsest] * intervals, *released, [Fraction(1)] * intervals]
+    low, high = next((a, b) for a, b in pairwise(anchors) if total <= sum(b))
+    weight = (total - sum(low)) / (sum(high) - sum(low))
+    return [(1 - weight) * a + weight * b for a, b in zip(low, high, strict=True)]
+
+
+def _released_density(budget: int) -> list[Fraction]:
+    return [Fraction(1, b - a) for a, b in pairwise(RELEASED_STEPS[budget]) for _ in range(b - a)]
+
+
+def _invert(counts: list[Fraction], target: Fraction) -> Fraction:
+    """The position at which the strictly rising, piecewise linear curve through `counts` reaches `target`."""
+    right = max(1, bisect_left(counts, target))
+    return right - (counts[right] - target) / (counts[right] - counts[right - 1])
+
+
+def resolve_mask(state: InferState | None, num_steps: int) -> ResolvedMask:
+    """The mask for the `num_steps` that the sampler really runs; every step is computed unless LeMiCa is on.
+
+    Raises ValueError if the state's mask or budget does not fit `num_steps`.
+    """
+    if state is None or not state.uses_lemica:
+        return ResolvedMask((True,) * num_steps, "no cache")
+    if state.lemica_mask is not None:
+        return ResolvedMask(_fitting(state.lemica_mask, num_steps), "planned")
+    budget = parse_budget(default_budget() if state.lemica_step is None else state.lemica_step)
+    origin = "released" if is_released(budget, num_steps) else "derived"
+    return ResolvedMask(step_mask(budget, num_steps), origin)
+
+
+def _fitting(mask: StepMask, num_steps: int) -> StepMask:
+    if len(mask) != num_steps:
+        raise ValueError(
+            f"the mask is for {len(mask)} steps but the sampler runs {num_steps}: "
+            f"pass --num_inference_steps {len(mask)} or plan a mask for {num_steps} steps"
+        )
+    if not (mask[0] and mask[-1]):
+        raise ValueError("the mask must compute the first and the last step: plan it again")
+    return mask
+
+
+def read_mask(path: str) -> StepMask:
+    """Read a mask file (format lemica-mask/1); raises ValueError with one line that names the file and the fault."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except OSError as error:
+        raise ValueError(f"cannot read the mask file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"the mask file {path} is not JSON: write one with python -m lemica plan") from error
+    try:
+        return _mask_of(content)
+    except ValueError as error:
+        raise ValueError(f"the mask file {path} cannot be used: {error}") from error
+
+
+def _mask_of(content) -> StepMask:
+    if not isinstance(content, dict) or content.get("format") != MASK_FORMAT:
+        raise ValueError(f'its "format" is not "{MASK_FORMAT}": write one with python -m lemica plan')
+    num_steps, computed = content.get("num_steps"), content.get("computed_steps")
+    if type(num_steps) is not int or num_steps < 1:
+        raise ValueError(f'"num_steps" must be a positive whole number, got {num_steps!r}')
+    if not isinstance(computed, list) or any(type(step) is not int for step in computed):
+        raise ValueError('"computed_steps" must be a list of whole numbers')
+    if computed != sorted(set(computed)) or not set(computed) <= set(range(num_steps)):
+        raise ValueError(f'"computed_steps" must rise from 0 to {num_steps - 1} without repeats')
+    if computed[:1] != [0] or computed[-1:] != [num_steps - 1]:
+        raise ValueError(f'"computed_steps" must begin with 0 and end with {num_steps - 1}')
+    if content.get("budget", len(computed)) != len(computed):
+        raise ValueError(f'"budget" says {content["budget"]!r} but {len(computed)} steps are computed')
+    rule = (content.get("reuse", SUPPORTED_REUSE), content.get("forecast", SUPPORTED_FORECAST))
+    if rule != (SUPPORTED_REUSE, SUPPORTED_FORECAST):
+        raise ValueError(f"it was planned for {rule[0]} + {rule[1]}, this kit reuses the residual and holds it")
+    return tuple(step in set(computed) for step in range(num_steps))
