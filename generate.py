@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import re
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,6 +101,9 @@ def add_request_flags(group) -> None:
     add_switch(group, "--rewrite", False, "rewrite the prompt through the T2V_/I2V_REWRITE_* services (default: false)")
     add_switch(group, "--sr", True, "super-resolution (default: true)")
     add_switch(group, "--save_pre_sr_video", False, "also save the video before super-resolution (default: false)")
+    add_switch(
+        group, "--save_lossless", False, "also save NAME_lossless.mkv, for python -m lemica compare (default: false)"
+    )
     add_switch(group, "--save_generation_config", True, "save arguments and run report as JSON (default: true)")
 
 
@@ -150,7 +154,7 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[argparse.Namesp
         args.image_path = None
     try:
         state = initialize_infer_state(args)
-        for check in (check_request, check_files, check_model, check_speed, check_output):
+        for check in (check_request, check_speed, check_files, check_model, check_output):
             check(args)
         check_cache(args, state)
     except ValueError as error:
@@ -241,8 +245,10 @@ def check_output(args: argparse.Namespace) -> None:
     if path.is_dir():
         raise ValueError(f"--output_path {path} is a folder: give the name of a video file")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
-        raise ValueError(f"--output_path {path} cannot be written: {parent} is not a folder that you may write to")
+    try:
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise ValueError(f"--output_path {path} cannot be written: {parent}: {error.strerror}") from error
 
 
 def check_cache(args: argparse.Namespace, state: InferState) -> None:
@@ -362,19 +368,25 @@ def generate_video(args: argparse.Namespace, state: InferState) -> None:
 
 def save_outputs(args: argparse.Namespace, out) -> None:
     path = output_path(args)
-    save_video(out.videos if out.sr_videos is None else out.sr_videos, path)
+    video = out.videos if out.sr_videos is None else out.sr_videos
+    save_video(video, path)
+    if args.save_lossless:
+        save_video(video, path.with_name(f"{path.stem}_lossless.mkv"), codec="ffv1", pixelformat="bgr0")
     if out.sr_videos is not None and args.save_pre_sr_video:
         save_video(out.videos, path.with_name(f"{path.stem}_before_sr{path.suffix}"))
 
 
-def save_video(video: torch.Tensor, path: str | Path) -> None:
-    """Write a video (3, F, H, W) or (1, 3, F, H, W), float in [0, 1], at 24 frames a second."""
+def save_video(video: torch.Tensor, path: str | Path, **encoding) -> None:
+    """Write a video (3, F, H, W) or (1, 3, F, H, W), float in [0, 1], at 24 frames a second.
+
+    `encoding` goes to imageio's ffmpeg writer; without it the file's suffix decides.
+    """
     import imageio
 
     frames = video.squeeze(0) if video.ndim == 5 else video
     frames = (frames * 255).clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).numpy()
     with moved_into_place(Path(path)) as partial:
-        imageio.mimwrite(partial, frames, fps=FRAMES_PER_SECOND)
+        imageio.mimwrite(partial, frames, fps=FRAMES_PER_SECOND, **encoding)
     print(f"Saved video to: {path}")
 
 

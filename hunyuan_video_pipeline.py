@@ -39,6 +39,7 @@ from hyvideo.models.autoencoders.hunyuanvideo_15_vae import AutoencoderKLConv3D
 from hyvideo.models.text_encoders import PROMPT_TEMPLATE, TextEncoder
 from hyvideo.models.text_encoders.byT5 import load_glyph_byT5_v2
 from hyvideo.models.text_encoders.byT5.format_prompt import MultilingualPromptFormat
+from hyvideo.models.transformers import hunyuanvideo_1_5_transformer
 from hyvideo.models.transformers.hunyuanvideo_1_5_transformer import HunyuanVideo_1_5_DiffusionTransformer
 from hyvideo.models.transformers.modules.upsample import SRTo720pUpsampler, SRTo1080pUpsampler
 from hyvideo.models.vision_encoder import VisionEncoder
@@ -76,30 +77,34 @@ class _CpuParallelDims(parallel_states.ParallelDims):
         return super().build_mesh("cpu")
 
 
-def initialize_sequence_parallel() -> None:
-    """Set up upstream's parallel state for every rank of this run, on GPU or CPU, with or without torchrun."""
+def initialize_sequence_parallel(sp: int | None = None) -> None:
+    """Set up upstream's parallel state, on GPU or CPU, with or without torchrun: `sp` ranks a video, by default all."""
     if default_device().type == "cpu":
         parallel_states.ParallelDims = _CpuParallelDims
+        hunyuanvideo_1_5_transformer.all_gather = _gather_on_cpu
     else:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    parallel_states.initialize_parallel_state(sp=int(os.environ.get("WORLD_SIZE", "1")))
+    parallel_states.initialize_parallel_state(sp=sp or int(os.environ.get("WORLD_SIZE", "1")))
 
 
-def _shard(tokens: torch.Tensor) -> torch.Tensor:
-    """This rank's part of `tokens` (B, L, C) along L, split as upstream's transformer splits image tokens."""
-    parallel = get_parallel_state()
-    return torch.chunk(tokens, parallel.sp, dim=1)[parallel.sp_rank] if parallel.sp_enabled else tokens
+def _split(tokens: torch.Tensor, dim: int) -> tuple[torch.Tensor, ...]:
+    """The ranks' parts of `tokens`, split as upstream's transformer splits image tokens."""
+    return torch.chunk(tokens, get_parallel_state().sp, dim=dim)
 
 
-def _gather(tokens: torch.Tensor, length: int) -> torch.Tensor:
-    """All ranks' parts of (B, length, C), in one collective: the parts' sizes follow from `length`."""
-    parallel = get_parallel_state()
-    if not parallel.sp_enabled:
-        return tokens
-    sizes = [len(part) for part in torch.arange(length).chunk(parallel.sp)]
-    parts = [tokens.new_empty(tokens.shape[0], size, tokens.shape[2]) for size in sizes]
-    dist.all_gather(parts, tokens.contiguous(), group=parallel.sp_group)
-    return torch.cat(parts, dim=1)
+def _gather(tokens: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """The ranks' parts (B, sizes[rank], C) joined along dim 1, in one collective; padded, as gloo takes equal parts."""
+    padded = torch.nn.functional.pad(tokens, (0, 0, 0, max(sizes) - tokens.shape[1])).contiguous()
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded, group=get_parallel_state().sp_group)
+    return torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)
+
+
+def _gather_on_cpu(tokens: torch.Tensor, dim: int, group) -> torch.Tensor:
+    """What upstream's transformer does on GPUs with parts (B, L, C) of any length along `dim` 1."""
+    sizes = [0] * dist.get_world_size(group)
+    dist.all_gather_object(sizes, tokens.shape[dim], group=group)
+    return _gather(tokens, sizes)
 
 
 def _broadcast(value: Any) -> Any:
@@ -136,9 +141,13 @@ class ResidualCache:
         net = self.transformer
         tokens = net.img_in(inputs["hidden_states"])
         modulation = self._modulation(inputs)
-        velocity = net.final_layer(_shard(tokens) + self.residual, modulation)
+        parallel = get_parallel_state()
+        shard = _split(tokens, dim=1)[parallel.sp_rank] if parallel.sp_enabled else tokens
+        velocity = net.final_layer(shard + self.residual, modulation)
         grid = [size // patch for size, patch in zip(inputs["hidden_states"].shape[2:], net.patch_size, strict=True)]
-        return net.unpatchify(_gather(velocity, tokens.shape[1]), *grid)
+        if parallel.sp_enabled:
+            velocity = _gather(velocity, [len(part) for part in _split(torch.arange(tokens.shape[1]), dim=0)])
+        return net.unpatchify(velocity, *grid)
 
     def clear(self) -> None:
         self.residual = None
@@ -479,15 +488,16 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         *,
         mask: StepMask | None = None,
         start: int = 0,
+        stop: int | None = None,
         latents: torch.Tensor | None = None,
         cache: ResidualCache | None = None,
         on_step=None,
     ) -> torch.Tensor:
-        """Run the sampler from step `start` to the end; returns the final latents (B, 32, T, H, W), float32.
+        """Run the sampler's steps `start` to `stop` - 1; returns the latents after them (B, 32, T, H, W), float32.
 
-        Generation needs `inputs` alone. To replay part of a trajectory, give another `mask`, the `latents` before
-        step `start` and, if that step is reused, a `cache` that holds a residual; `on_step(index, latents)` is
-        called after every step.
+        Generation needs `inputs` alone and runs every step. To replay part of a trajectory, give another `mask`, the
+        `latents` before step `start` and, if that step is reused, a `cache` that holds a residual;
+        `on_step(index, latents)` is called after every step.
         """
         clock = clock or Stopwatch(self.execution_device)
         mask = mask or inputs.mask
@@ -495,7 +505,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         cache = cache or ResidualCache(self.transformer)
         # A copy, because the scheduler counts its steps: every pass counts anew.
         scheduler = copy.copy(inputs.scheduler)
-        steps = range(start, len(inputs.timesteps))
+        steps = range(len(inputs.timesteps))[start:stop]
         self._num_timesteps = len(inputs.timesteps)
         if not all(mask):
             self._exempt_from_group_offload(cache.reuse_modules())

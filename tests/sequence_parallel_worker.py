@@ -1,0 +1,108 @@
+"""Run by torchrun from test_sequence_parallel.py: generates with and without reuse and saves what happened.
+
+usage: sequence_parallel_worker.py TREE CHECKPOINT OUTPUT
+"""
+
+import os
+import sys
+
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
+tree, checkpoint, output = sys.argv[1:]
+sys.path.insert(0, tree)
+
+import numpy as np
+import torch
+from hyvideo.commons.infer_state import InferState
+from hyvideo.pipelines import hunyuan_video_pipeline as kit
+from PIL import Image
+from torch import distributed as dist
+
+COLLECTIVES = (
+    "all_gather",
+    "all_gather_object",
+    "all_to_all_single",
+    "all_reduce",
+    "broadcast",
+    "broadcast_object_list",
+)
+MASK = (True, False, False, True)
+
+
+class CountingCache(kit.ResidualCache):
+    """Counts the collectives of every step and remembers how many tokens were held."""
+
+    collectives: list
+    held_tokens = 0
+
+    def compute(self, inputs, keep):
+        return self._counted(lambda: super(CountingCache, self).compute(inputs, keep))
+
+    def reuse(self, inputs):
+        return self._counted(lambda: super(CountingCache, self).reuse(inputs))
+
+    def _counted(self, forward):
+        before = sum(counts.values())
+        result = forward()
+        CountingCache.collectives.append(sum(counts.values()) - before)
+        if self.residual is not None:
+            assert self.residual.untyped_storage().nbytes() == self.residual.nbytes
+            CountingCache.held_tokens = self.residual.shape[1]
+        return result
+
+
+counts = dict.fromkeys(COLLECTIVES, 0)
+depth = 0
+
+
+def counting(name):
+    original = getattr(dist, name)
+
+    def counted(*args, **kwargs):
+        # An object collective is made of others: only the outermost call counts.
+        global depth
+        counts[name] += depth == 0
+        depth += 1
+        try:
+            return original(*args, **kwargs)
+        finally:
+            depth -= 1
+
+    return counted
+
+
+def generate(pipe, mask, **request):
+    CountingCache.collectives = []
+    pipe.infer_state = InferState(enable_cache=mask is not None, cache_type="lemica", lemica_mask=mask)
+    settings = dict(num_inference_steps=len(MASK), enable_sr=False, prompt_rewrite=False, seed=3, output_type="latent")
+    latents = pipe(prompt="a red circle moves left", **settings, **request).videos
+    happened = dict(mask=mask, collectives=CountingCache.collectives, held_tokens=CountingCache.held_tokens)
+    return happened | {"latents": latents}
+
+
+def main():
+    torch.set_num_threads(1)
+    kit.initialize_sequence_parallel()
+    kit.ResidualCache = CountingCache
+    for name in COLLECTIVES:
+        setattr(dist, name, counting(name))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8))
+    cases = {
+        "even": ("480p_t2v", dict(aspect_ratio="1:1", video_length=1)),
+        "uneven": ("480p_t2v", dict(aspect_ratio="9:7", video_length=1)),
+        "image": ("480p_i2v", dict(aspect_ratio="1:1", video_length=5, reference_image=image)),
+    }
+    results = {}
+    for case, (version, request) in cases.items():
+        pipe = kit.HunyuanVideo_1_5_Pipeline.create_pipeline(checkpoint, version)
+        results[case] = {
+            "uncached": generate(pipe, None, **request),
+            "cached": generate(pipe, MASK, **request),
+        }
+    if int(os.environ["RANK"]) == 0:
+        torch.save(results, output)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

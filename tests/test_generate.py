@@ -1,0 +1,272 @@
+"""generate.py: what it refuses, what it writes, and that a run through the command line does what the pipeline does."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import imageio
+import numpy as np
+import pytest
+import torch
+from conftest import clean_environment
+from hyvideo.commons.infer_state import step_mask
+
+import generate
+
+TINY_RUN = ["--sr", "false", "--video_length", "5", "--num_inference_steps", "4", "--aspect_ratio", "1:1"]
+LEMICA = ["--enable_cache", "true", "--cache_type", "lemica"]
+
+
+@pytest.fixture
+def command(checkpoint, tmp_path):
+    """The arguments of a short run; later ones override earlier ones."""
+
+    def build(*more: str) -> list[str]:
+        base = ["--prompt", "a star", "--resolution", "480p", "--model_path", str(checkpoint)]
+        return [*base, *TINY_RUN, "--output_path", str(tmp_path / "video.mp4"), *more]
+
+    return build
+
+
+def run(tree, arguments, *python_code):
+    program = [sys.executable, *(python_code or ("generate.py",)), *arguments]
+    return subprocess.run(program, cwd=tree, env=clean_environment(), capture_output=True, text=True)
+
+
+def refusal(arguments, capsys) -> str:
+    with pytest.raises(SystemExit) as stop:
+        generate.parse_arguments(arguments)
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize("value", ["0", "1", "-3", "abc", "25.5", ""])
+def test_budgets_that_are_no_budgets_are_refused(command, capsys, value):
+    assert "from 2 to the number of steps" in refusal(command(*LEMICA, "--lemica_step", value), capsys)
+
+
+def test_a_bad_budget_in_the_environment_is_refused(command, capsys, monkeypatch):
+    monkeypatch.setenv("LEMICA_STEP", "many")
+    assert "'many'" in refusal(command(*LEMICA), capsys)
+    monkeypatch.setenv("LEMICA_STEP", "3")
+    assert generate.parse_arguments(command(*LEMICA))[1].lemica_step == 3
+
+
+def test_a_budget_above_the_step_count_is_refused(command, capsys):
+    assert "number of steps, 4; got 5" in refusal(command(*LEMICA, "--lemica_step", "5"), capsys)
+    fifty = command(*LEMICA, "--lemica_step", "51")
+    del fifty[fifty.index("--num_inference_steps") : fifty.index("--num_inference_steps") + 2]
+    assert "number of steps, 50; got 51" in refusal(fifty, capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (None, "No such file"),
+        ("not json", "not JSON"),
+        ([0, 1, 2], "computes"),
+        ([1, 2, 3], "begin with 0"),
+        ([0, 1, 2, 3, 4], "rise"),
+    ],
+)
+def test_bad_mask_files_are_refused(command, capsys, tmp_path, content, fault):
+    path = tmp_path / "mask.json"
+    if isinstance(content, str):
+        path.write_text(content)
+    elif content is not None:
+        path.write_text(json.dumps({"format": "lemica-mask/1", "num_steps": 4, "computed_steps": content}))
+    expected = "end with 3" if content == [0, 1, 2] else fault
+    assert expected in refusal(command(*LEMICA, "--lemica_mask", str(path)), capsys)
+
+
+def test_a_mask_for_another_step_count_is_refused(command, capsys, tmp_path):
+    path = tmp_path / "mask.json"
+    path.write_text(json.dumps({"format": "lemica-mask/1", "num_steps": 9, "computed_steps": [0, 8]}))
+    line = refusal(command(*LEMICA, "--lemica_mask", str(path)), capsys)
+    assert "9 steps but the sampler runs 4: pass --num_inference_steps 9" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["--cache_type", "foo"], "one of lemica, deepcache, teacache, taylorcache"),
+        (["--enable_cache", "maybe"], "expected true or false"),
+        (["--image_path", "missing.png"], "does not exist"),
+        (["--image_path", __file__], "not an image"),
+        (["--resolution", "720p", "--aspect_ratio", "16x9"], "16:9"),
+        (["--aspect_ratio", "0:9"], "16:9"),
+        (["--model_path", "missing"], "not a folder"),
+        (["--model_path", "./missing/ckpts"], "not a folder"),
+        (["--resolution", "720p"], "missing: transformer/720p_t2v/config.json"),
+        (["--sr", "true"], "transformer/720p_sr_distilled"),
+        (["--sparse_attn", "true", "--use_sageattn", "true"], "exclude each other"),
+        (["--enable_step_distill", "true"], "no model 480p_t2v_step_distilled"),
+        (["--group_offloading", "true", "--offloading", "false"], "needs --offloading true"),
+        (["--num_inference_steps", "0"], "at least 1"),
+        (["--num_inference_steps", "many"], "invalid int value"),
+        (["--video_length", "-5"], "at least 1"),
+        (["--output_path", "video.txt"], ".mp4"),
+        (["--output_path", __file__ + "/video.mp4"], "cannot be written"),
+        (["--lora_path", "missing"], "--lora_path missing does not exist"),
+        (["--checkpoint_path", "missing"], "--checkpoint_path missing does not exist"),
+        (["--use_fp8_gemm", "true"], "pip install sgl-kernel"),
+        (["--sage_blocks_range", "a-b"], "invalid literal"),
+        (["--enable_cach", "true"], "unrecognized arguments"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(command, capsys, arguments, fault):
+    assert fault in refusal(command(*arguments), capsys)
+
+
+def test_lemica_refuses_the_step_distilled_model(command, capsys, reference_image, tmp_path):
+    reference_image.save(tmp_path / "image.png")
+    flags = ["--image_path", str(tmp_path / "image.png"), "--enable_step_distill", "true", *LEMICA]
+    assert "does not go with --enable_step_distill" in refusal(command(*flags), capsys)
+
+
+def test_upstreams_cache_types_ask_for_angelslim(command, capsys, monkeypatch):
+    monkeypatch.setattr(generate, "is_angelslim_available", lambda: False)
+    flags = ["--enable_cache", "true", "--cache_type", "teacache"]
+    assert "pip install angelslim" in refusal(command(*flags), capsys)
+
+
+def test_an_incomplete_checkpoint_is_refused_naming_what_is_missing(command, capsys, checkpoint, tmp_path):
+    partial = tmp_path / "partial"
+    shutil.copytree(checkpoint, partial)
+    shutil.rmtree(partial / "vision_encoder")
+    next((partial / "transformer" / "480p_t2v").glob("*.safetensors")).unlink()
+    line = refusal(command("--model_path", str(partial)), capsys)
+    assert "transformer/480p_t2v/*.safetensors" in line
+    assert "vision_encoder/siglip/image_encoder/config.json" in line
+    assert "vae" not in line
+
+
+def test_an_output_folder_that_takes_no_files_is_refused(command, capsys):
+    assert "/proc" in refusal(command("--output_path", "/proc/video.mp4"), capsys)
+
+
+def test_a_refusal_ends_the_program_with_status_2_and_touches_nothing(tree, command, tmp_path):
+    (tmp_path / "video.mp4").write_text("precious")
+    result = run(tree, command(*LEMICA, "--lemica_step", "0"))
+    assert result.returncode == 2
+    assert result.stderr.startswith("generate.py: error: argument --lemica_step: ")
+    assert result.stderr.count("\n") == 1
+    assert (tmp_path / "video.mp4").read_text() == "precious"
+
+
+def test_upstreams_flags_keep_their_defaults(command):
+    args, _ = generate.parse_arguments(["--prompt", "p", *command()[2:6], "--sr", "false"])
+    defaults = dict(
+        negative_prompt="", aspect_ratio="16:9", num_inference_steps=None, video_length=121, save_pre_sr_video=False,
+        rewrite=False, cfg_distilled=False, enable_step_distill=False, sparse_attn=False, offloading=True,
+        group_offloading=None, overlap_group_offloading=True, dtype="bf16", seed=123, image_path=None,
+        use_sageattn=False, sage_blocks_range="0-53", enable_torch_compile=False, enable_cache=False,
+        cache_type="deepcache", no_cache_block_id="53", cache_start_step=11, cache_end_step=45, total_steps=50,
+        cache_step_interval=4, save_generation_config=True, checkpoint_path=None, lora_path=None, use_fp8_gemm=False,
+        quant_type="fp8-per-token-sgl", include_patterns="double_blocks", lemica_step=None, lemica_mask=None,
+    )  # fmt: skip
+    assert {name: value for name, value in vars(args).items() if name in defaults} == defaults
+    assert generate.build_parser().get_default("sr") is True
+
+
+@pytest.mark.parametrize("task", ["t2v", "i2v"])
+def test_a_cached_run_writes_video_and_report(tree, command, tmp_path, reference_image, task):
+    reference_image.save(tmp_path / "image.png")
+    image = ["--image_path", str(tmp_path / "image.png") if task == "i2v" else "None"]
+    result = run(tree, command(*LEMICA, "--lemica_step", "3", *image))
+    assert result.returncode == 0, result.stderr
+    frames = np.stack(imageio.mimread(tmp_path / "video.mp4"))
+    assert frames.shape[0] == 5
+    assert frames.std() > 1
+
+    config = json.loads((tmp_path / "video_config.json").read_text())
+    assert (config["task"], config["transformer_version"]) == (task, f"480p_{task}")
+    assert config["arguments"]["lemica_step"] == 3
+    report = config["report"]
+    assert report["computed_steps"] == [step for step, runs in enumerate(step_mask(3, 4)) if runs]
+    assert (report["mask_origin"], report["num_steps"], len(report["step_seconds"])) == ("derived", 4, 4)
+    assert report["dit_seconds"] == pytest.approx(sum(report["step_seconds"]))
+    stages = {"model loading", "text encoding", "image encoding", "denoising", "VAE decoding", "file writing"}
+    assert set(report["stage_seconds"]) == stages
+    assert "3 of 4 steps computed (derived)" in result.stderr
+    assert sorted(os.listdir(tmp_path)) == ["image.png", "video.mp4", "video_config.json"]
+
+
+def test_a_mask_file_drives_the_run(tree, command, tmp_path):
+    mask = {"format": "lemica-mask/1", "num_steps": 4, "budget": 2, "computed_steps": [0, 3]}
+    (tmp_path / "mask.json").write_text(json.dumps(mask))
+    result = run(tree, command(*LEMICA, "--lemica_mask", str(tmp_path / "mask.json"), "--lemica_step", "4"))
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "video_config.json").read_text())["report"]
+    assert (report["computed_steps"], report["mask_origin"]) == ([0, 3], "planned")
+
+
+def test_a_lossless_video_keeps_every_pixel(tmp_path):
+    video = torch.rand(1, 3, 5, 32, 48, generator=torch.Generator().manual_seed(0))
+    generate.save_video(video, tmp_path / "video.mkv", codec="ffv1", pixelformat="bgr0")
+    frames = np.stack(imageio.mimread(tmp_path / "video.mkv"))
+    assert np.array_equal(frames, (video[0] * 255).to(torch.uint8).permute(1, 2, 3, 0).numpy())
+
+
+def test_a_killed_run_leaves_no_half_video(tree, command, tmp_path):
+    """Killed while the writer runs, which a signal to oneself from within imageio makes certain."""
+    (tmp_path / "video.mp4").write_text("the last good video")
+    code = (
+        "import os, signal, imageio, generate, sys\n"
+        "def write_half_and_die(path, *_, **__):\n"
+        "    open(path, 'wb').write(b'half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "imageio.mimwrite = write_half_and_die\n"
+        "sys.argv = ['generate.py', *sys.argv[1:]]\n"
+        "generate.main()\n"
+    )
+    result = run(tree, command(), "-c", code)
+    assert result.returncode == -signal.SIGKILL
+    assert (tmp_path / "video.mp4").read_text() == "the last good video"
+
+
+def test_a_writer_that_fails_leaves_no_stray_file(tmp_path):
+    with pytest.raises(ZeroDivisionError), generate.moved_into_place(tmp_path / "video.mp4") as partial:
+        partial.write_text("half")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def loaded_pipe(command, *more):
+    args, state = generate.parse_arguments(command(*more))
+    return generate.load_pipeline(args, state)
+
+
+def test_a_distributed_checkpoint_replaces_the_transformers_weights(command, tmp_path):
+    from torch.distributed import checkpoint as dcp
+
+    pipe = loaded_pipe(command)
+    changed = {name: weight + 1 for name, weight in pipe.transformer.state_dict().items()}
+    dcp.save({"model": changed}, checkpoint_id=tmp_path / "trained", no_dist=True)
+    loaded = loaded_pipe(command, "--checkpoint_path", str(tmp_path / "trained")).transformer.state_dict()
+    assert all(torch.equal(loaded[name], weight) for name, weight in changed.items())
+
+
+def test_a_lora_adapter_changes_the_blocks(command, tmp_path):
+    from peft import LoraConfig
+
+    pipe = loaded_pipe(command)
+    pipe.transformer.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["img_attn_q"]))
+    pipe.transformer.save_lora_adapter(str(tmp_path / "lora"))
+    loaded = loaded_pipe(command, "--lora_path", str(tmp_path / "lora")).transformer
+    saved = {name: weight for name, weight in pipe.transformer.named_parameters() if "lora" in name}
+    assert len(saved) == 2 * len(loaded.double_blocks)
+    parameters = dict(loaded.named_parameters())
+    assert all(torch.equal(parameters[name], weight) for name, weight in saved.items())
+
+
+def test_a_wrong_argument_is_answered_before_the_models_libraries_load(tree, command):
+    code = "import sys; sys.modules['diffusers'] = sys.modules['transformers'] = None; import generate; generate.main()"
+    result = run(tree, command("--aspect_ratio", "16x9"), "-c", code)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)

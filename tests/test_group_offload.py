@@ -1,0 +1,87 @@
+"""Group offload: a reused step moves no weights, and the computed step after it is right.
+
+diffusers' real hooks, with the CPU in the role of the accelerator: what would cross PCIe is counted, not moved.
+"""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers.hooks.group_offloading import ModuleGroup
+from hyvideo.commons.infer_state import InferState
+from hyvideo.pipelines.hunyuan_video_pipeline import HunyuanVideo_1_5_Pipeline
+from test_reuse import MASK, REQUEST, Trace
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """The CPU, as diffusers asks for an accelerator: streams that do nothing, memory that needs no pinning."""
+    stream = SimpleNamespace(synchronize=lambda: None)
+    fake = SimpleNamespace(stream=lambda _: nullcontext(), current_stream=lambda: stream)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cpu"))
+    monkeypatch.setattr(torch, "cpu", fake)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda _: True)
+
+
+@pytest.fixture
+def onloads(monkeypatch):
+    """The groups brought to the device, in order."""
+    brought = []
+    original = ModuleGroup.onload_
+    monkeypatch.setattr(ModuleGroup, "onload_", lambda group: (brought.append(group), original(group))[1])
+    return brought
+
+
+def fresh_pipeline(checkpoint, mask, **offload):
+    pipe = HunyuanVideo_1_5_Pipeline.create_pipeline(str(checkpoint), "480p_t2v", device=torch.device("cpu"))
+    pipe.execution_device = torch.device("cpu")
+    state = InferState(enable_cache=True, cache_type="lemica", lemica_mask=mask)
+    pipe.apply_infer_optimization(state, **offload)
+    return pipe
+
+
+@pytest.mark.parametrize("overlap", [True, False], ids=["streams, 1 block a group", "no streams, 4 blocks a group"])
+def test_reused_steps_move_no_weights(checkpoint, accelerator, onloads, monkeypatch, overlap):
+    # Loaded before the accelerator is claimed, so that everything stays in float32 on the CPU.
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        pipe = fresh_pipeline(checkpoint, MASK)
+        expected = pipe(**REQUEST).videos
+    pipe.apply_infer_optimization(
+        pipe.infer_state, enable_offloading=True, enable_group_offloading=True, overlap_group_offloading=overlap
+    )
+    moved = []
+    monkeypatch.setattr(pipe.scheduler.__class__, "step", counting_step(pipe.scheduler.__class__.step, onloads, moved))
+    with Trace().watching(pipe.transformer) as trace:
+        latents = pipe(**REQUEST).videos
+    assert [len(groups) > 0 for groups in moved] == list(MASK)
+    assert [step["blocks"] > 0 for step in trace.steps] == list(MASK)
+    blocks = len(pipe.transformer.double_blocks)
+    groups = (blocks if overlap else -(-blocks // 4)) + 1
+    assert [len(set(map(id, brought))) for brought in moved] == [groups * runs for runs in MASK]
+    assert torch.equal(latents, expected)
+
+
+def counting_step(original, onloads, moved):
+    def step(self, *args, **kwargs):
+        moved.append(list(onloads))
+        onloads.clear()
+        return original(self, *args, **kwargs)
+
+    return step
+
+
+def test_the_modules_of_a_reused_step_stay_on_the_device(checkpoint, accelerator, onloads, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        pipe = fresh_pipeline(checkpoint, MASK)
+    pipe.apply_infer_optimization(pipe.infer_state, enable_offloading=True, enable_group_offloading=True)
+    pipe(**REQUEST)
+    net = pipe.transformer
+    resident = {net.img_in, net.time_in, net.final_layer}
+    assert onloads
+    assert all(resident.isdisjoint(group.modules) for group in onloads)

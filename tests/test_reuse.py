@@ -1,0 +1,207 @@
+"""Reused steps: no block runs, the stack's output is embedding + residual, the mask is obeyed, nothing is left over."""
+
+from contextlib import contextmanager
+from typing import ClassVar
+
+import pytest
+import torch
+from hyvideo.commons.infer_state import InferState, step_mask
+from hyvideo.pipelines.hunyuan_video_pipeline import ResidualCache
+
+REQUEST = dict(
+    prompt="a red circle moves left",
+    aspect_ratio="1:1",
+    video_length=1,
+    num_inference_steps=6,
+    enable_sr=False,
+    prompt_rewrite=False,
+    seed=3,
+    output_type="latent",
+)
+MASK = (True, True, False, False, True, True)
+
+
+def generate(pipe, mask=None, **changes):
+    pipe.infer_state = InferState(enable_cache=mask is not None, cache_type="lemica", lemica_mask=mask)
+    return pipe(**REQUEST | changes)
+
+
+class Trace:
+    """Per transformer step: how often blocks and text path ran, and the tensors at both ends of the block stack."""
+
+    def __init__(self):
+        self.steps = []
+
+    @contextmanager
+    def watching(self, net):
+        hooks = [block.register_forward_pre_hook(self._count("blocks")) for block in net.double_blocks]
+        hooks += [net.txt_in.register_forward_pre_hook(self._count("text"))]
+        hooks += [net.img_in.register_forward_hook(self._begin)]
+        hooks += [net.final_layer.register_forward_pre_hook(self._end)]
+        try:
+            yield self
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _count(self, name):
+        def count(*_):
+            self.steps[-1][name] += 1
+
+        return count
+
+    def _begin(self, _module, _args, output):
+        self.steps.append({"blocks": 0, "text": 0, "embedding": output.clone()})
+
+    def _end(self, _module, args):
+        self.steps[-1]["stack_output"] = args[0].clone()
+
+
+def traced(pipe, mask, **changes):
+    with Trace().watching(pipe.transformer) as trace:
+        output = generate(pipe, mask, **changes)
+    return output, trace.steps
+
+
+@pytest.mark.parametrize("version", ["480p_t2v", "480p_i2v_step_distilled"])
+def test_every_step_computed_equals_no_cache_to_the_bit(load_pipeline, reference_image, version):
+    pipe = load_pipeline(version)
+    image = {"reference_image": reference_image} if "i2v" in version else {}
+    assert torch.equal(generate(pipe, (True,) * 6, **image).videos, generate(pipe, **image).videos)
+
+
+@pytest.mark.parametrize("version", ["480p_t2v", "480p_i2v", "480p_t2v_distilled", "480p_i2v_step_distilled"])
+def test_reused_steps_run_no_block_and_add_the_last_residual_exactly(load_pipeline, reference_image, version):
+    pipe = load_pipeline(version)
+    image = {"reference_image": reference_image} if "i2v" in version else {}
+    output, steps = traced(pipe, MASK, **image)
+    blocks = len(pipe.transformer.double_blocks)
+    assert [step["blocks"] for step in steps] == [blocks * runs for runs in MASK]
+    assert [step["text"] for step in steps] == [int(runs) for runs in MASK]
+    residual = steps[1]["stack_output"] - steps[1]["embedding"]
+    for step in steps[2:4]:
+        assert torch.equal(step["stack_output"], step["embedding"] + residual)
+    assert not torch.equal(steps[2]["embedding"], steps[3]["embedding"])
+    assert not torch.equal(output.videos, generate(pipe, **image).videos)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "budget"), [(50, 25), (50, 20), (50, 15), (50, 10), (8, 4), (12, 5), (30, 15), (60, 25)]
+)
+def test_mask_is_obeyed_at_every_step_count(load_pipeline, num_steps, budget):
+    pipe = load_pipeline("480p_t2v_distilled")
+    pipe.infer_state = InferState(enable_cache=True, cache_type="lemica", lemica_step=budget)
+    with Trace().watching(pipe.transformer) as trace:
+        report = pipe(**REQUEST | {"num_inference_steps": num_steps}).report
+    assert tuple(step["blocks"] > 0 for step in trace.steps) == step_mask(budget, num_steps)
+    assert report.mask_origin == ("released" if num_steps == 50 else "derived")
+    assert (report.num_steps, len(report.computed_steps), len(report.step_seconds)) == (num_steps, budget, num_steps)
+    assert 0 < report.dit_seconds <= report.total_seconds
+
+
+def test_calls_do_not_influence_each_other(load_pipeline):
+    pipe = load_pipeline("480p_t2v")
+    alone = generate(pipe, MASK).videos
+    generate(pipe, MASK, aspect_ratio="16:9", video_length=5, prompt="two stars", seed=8)
+    generate(pipe, (True, False, False, True), num_inference_steps=4, guidance_scale=1.0)
+    generate(pipe)
+    assert torch.equal(generate(pipe, MASK).videos, alone)
+
+
+class CountedCache(ResidualCache):
+    """Remembers every instance, and the storages that each held after each step."""
+
+    instances: ClassVar[list] = []
+
+    def __init__(self, transformer):
+        super().__init__(transformer)
+        self.held = []
+        CountedCache.instances.append(self)
+
+    def compute(self, inputs, keep):
+        output = super().compute(inputs, keep)
+        self.held.append(self.residual)
+        return output
+
+    def reuse(self, inputs):
+        output = super().reuse(inputs)
+        self.held.append(self.residual)
+        return output
+
+
+@pytest.fixture
+def counted_cache(monkeypatch):
+    import hyvideo.pipelines.hunyuan_video_pipeline as module
+
+    monkeypatch.setattr(CountedCache, "instances", [])
+    monkeypatch.setattr(module, "ResidualCache", CountedCache)
+    return CountedCache
+
+
+def test_one_tensor_is_held_while_steps_reuse_it_and_none_after_the_call(load_pipeline, counted_cache):
+    pipe = load_pipeline("480p_t2v")
+    generate(pipe, MASK)
+    (cache,) = counted_cache.instances
+    assert [held is not None for held in cache.held] == [False, True, True, True, False, False]
+    assert cache.held[1] is cache.held[2] is cache.held[3]
+    tokens = 8 * 8
+    assert cache.held[1].shape == (2, tokens, pipe.transformer.hidden_size)
+    assert cache.held[1].untyped_storage().nbytes() == cache.held[1].nbytes
+    assert cache.residual is None
+
+
+def test_a_call_that_fails_midway_leaves_nothing_behind(load_pipeline, counted_cache):
+    pipe = load_pipeline("480p_t2v")
+    expected = generate(pipe, MASK).videos
+    hooks_before = _hook_count(pipe.transformer)
+    for fatal_module in ("final_layer", "img_in"):
+        calls = 0
+
+        def fail_on_third_call(*_):
+            nonlocal calls
+            calls += 1
+            if calls == 3:
+                raise RuntimeError("out of memory")
+
+        hook = getattr(pipe.transformer, fatal_module).register_forward_pre_hook(fail_on_third_call)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            generate(pipe, MASK)
+        hook.remove()
+        assert counted_cache.instances[-1].residual is None
+        assert _hook_count(pipe.transformer) == hooks_before
+        assert torch.equal(generate(pipe, MASK).videos, expected)
+
+
+def _hook_count(module) -> int:
+    return sum(len(part._forward_pre_hooks) + len(part._forward_hooks) for part in module.modules())
+
+
+def test_a_mask_for_another_step_count_is_refused_before_anything_is_encoded(load_pipeline, monkeypatch):
+    pipe = load_pipeline("480p_t2v")
+    monkeypatch.setattr(pipe, "encode_prompt", lambda *_, **__: pytest.fail("the prompt was encoded"))
+    with pytest.raises(ValueError, match="the mask is for 6 steps but the sampler runs 7"):
+        generate(pipe, MASK, num_inference_steps=7)
+
+
+def test_replays_continue_a_trajectory_to_the_bit(load_pipeline):
+    pipe = load_pipeline("480p_t2v")
+    pipe.infer_state = None
+    settings = {name: value for name, value in REQUEST.items() if name not in ("enable_sr", "output_type")}
+    inputs = prepared(pipe, **settings)
+    trajectory = [inputs.noise]
+    final = pipe.denoise(inputs, on_step=lambda _, latents: trajectory.append(latents))
+    assert torch.equal(final, trajectory[-1])
+    assert torch.equal(pipe.denoise(inputs, start=3, latents=trajectory[3]), final)
+    assert torch.equal(pipe.denoise(inputs), final)
+
+
+def prepared(pipe, **settings):
+    """The inputs of the denoising loop, as a call would make them."""
+    captured = []
+    original = pipe.denoise
+    pipe.denoise = lambda inputs, *_, **__: captured.append(inputs) or original(inputs)
+    try:
+        pipe(**settings, enable_sr=False, output_type="latent")
+    finally:
+        del pipe.denoise
+    return captured[0]

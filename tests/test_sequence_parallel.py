@@ -1,0 +1,44 @@
+"""Two ranks on gloo give what one rank gives, to the bit; a reused step has one collective."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY, clean_environment
+
+WORKER = REPOSITORY / "tests" / "sequence_parallel_worker.py"
+CASES = ("even", "uneven", "image")
+
+
+@pytest.fixture(scope="module")
+def results(tree, checkpoint, tmp_path_factory):
+    """What each world size saved: latents by case, and rank 1's trace of collectives and cache sizes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    for ranks in (1, 2):
+        command = [*launcher, f"--nproc_per_node={ranks}", WORKER, tree, checkpoint, folder / f"{ranks}.pt"]
+        done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return {ranks: torch.load(folder / f"{ranks}.pt") for ranks in (1, 2)}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("mask", ["uncached", "cached"])
+def test_two_ranks_equal_one_to_the_bit(results, case, mask):
+    one, two = (results[ranks][case][mask]["latents"] for ranks in (1, 2))
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_reused_step_has_one_collective(results, case):
+    collectives = results[2][case]["cached"]["collectives"]
+    runs = results[2][case]["cached"]["mask"]
+    assert [count for count, computed in zip(collectives, runs, strict=True) if not computed] == [1, 1]
+    assert all(count > 1 for count, computed in zip(collectives, runs, strict=True) if computed)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_rank_holds_its_shard_only(results, case):
+    one, two = (results[ranks][case]["cached"]["held_tokens"] for ranks in (1, 2))
+    assert two == (one + 1) // 2
