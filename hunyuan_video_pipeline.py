@@ -13,7 +13,7 @@ import re
 import time
 from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -33,7 +33,7 @@ from hyvideo.commons import (
     is_angelslim_available,
     parallel_states,
 )
-from hyvideo.commons.infer_state import InferState, ResolvedMask, StepMask, resolve_mask
+from hyvideo.commons.infer_state import InferState, ResolvedMask, RunReport, StepMask, resolve_mask
 from hyvideo.commons.parallel_states import get_parallel_state
 from hyvideo.models.autoencoders.hunyuanvideo_15_vae import AutoencoderKLConv3D
 from hyvideo.models.text_encoders import PROMPT_TEMPLATE, TextEncoder
@@ -230,25 +230,6 @@ class Stopwatch:
 
 
 @dataclass
-class RunReport:
-    """What one call did and how long it took: computed steps (0-based), seconds by step and by stage."""
-
-    num_steps: int
-    computed_steps: list[int]
-    mask_origin: str
-    step_seconds: list[float] = field(default_factory=list)
-    stage_seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def dit_seconds(self) -> float:
-        return sum(self.step_seconds)
-
-    @property
-    def total_seconds(self) -> float:
-        return sum(self.stage_seconds.values())
-
-
-@dataclass
 class HunyuanVideoPipelineOutput(BaseOutput):
     """Videos (B, 3, F, H, W), float32 in [0, 1] on the CPU; with super-resolution also `sr_videos`, larger."""
 
@@ -438,7 +419,8 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
 
         if not return_dict:
             return (videos, sr_videos) if enable_sr else videos
-        return HunyuanVideoPipelineOutput(videos, sr_videos, self._report(settings, clock))
+        report = RunReport.of(settings.mask, clock.step_seconds(), clock.stages)
+        return HunyuanVideoPipelineOutput(videos, sr_videos, report)
 
     def prepare(self, settings: GenerationSettings, clock: Stopwatch | None = None) -> DenoiseInputs:
         """Encode text and image and draw the noise: everything that the denoising loop reads."""
@@ -598,15 +580,6 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
                 reference_image=reference_image,
                 enable_vae_tile_parallelism=tile_parallelism,
             ).videos
-
-    def _report(self, settings: GenerationSettings, clock: Stopwatch) -> RunReport:
-        return RunReport(
-            num_steps=len(settings.mask.steps),
-            computed_steps=[step for step, computed in enumerate(settings.mask.steps) if computed],
-            mask_origin=settings.mask.origin,
-            step_seconds=clock.step_seconds(),
-            stage_seconds=dict(clock.stages),
-        )
 
     def _resolve_settings(
         self, prompt, negative_prompt, reference_image, aspect_ratio, video_length, prompt_rewrite,
@@ -855,7 +828,8 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
             raise ValueError(f"task must be t2v or i2v, got {task_type!r}")
         if task_type == "t2v":
             return None
-        pixels = _to_pixels(_resize_and_crop(reference_image, height, width)).to(self.execution_device)
+        cropped = resize_and_center_crop(np.array(reference_image), target_width=width, target_height=height)
+        pixels = _to_pixels(cropped).to(self.execution_device)
         with self._autocast(torch.float16, self.vae_autocast_enabled):
             latents = self.vae.encode(pixels[None, :, None]).latent_dist.mode()
         return latents * self.vae.config.scaling_factor
@@ -905,12 +879,10 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         latents: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Initial noise (B, C, T, H, W), drawn on the CPU so that a seed means the same on every machine."""
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"got {len(generator)} generators for {batch_size} videos: pass one for each, or one")
         if latents is None:
             shape = (batch_size, num_channels_latents, video_length, latent_height, latent_width)
-            draw = randn_tensor if isinstance(generator, list) else torch.randn
-            latents = draw(shape, generator=generator, device=self.noise_init_device, dtype=dtype)
+            # Takes one generator, or one for each video of the batch.
+            latents = randn_tensor(shape, generator=generator, device=self.noise_init_device, dtype=dtype)
         return latents.to(device) * getattr(self.scheduler, "init_noise_sigma", 1)
 
     def apply_infer_optimization(
@@ -1067,9 +1039,8 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         device = device or execution_device
         transformer_dtype = transformer_dtype if on_gpu else torch.float32
         transformer = cls._load_transformer(folder, transformer_version, transformer_dtype)
-        vae = AutoencoderKLConv3D.from_pretrained(
-            os.path.join(folder, "vae"), torch_dtype=kwargs.get("vae_dtype", torch.float16) if on_gpu else torch.float32
-        ).to(device)
+        vae_dtype = kwargs.get("vae_dtype", torch.float16) if on_gpu else torch.float32
+        vae = AutoencoderKLConv3D.from_pretrained(os.path.join(folder, "vae"), torch_dtype=vae_dtype).to(device)
         vae.set_tile_sample_min_size(
             kwargs.get("vae_sample_size") or vae.config.sample_size,
             kwargs.get("vae_tile_overlap_factor") or vae.tile_overlap_factor,
@@ -1102,23 +1073,14 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         transformer, upsampler = self.load_sr_transformer_upsampler(
             cached_folder, sr_version, transformer_dtype=transformer_dtype, device=device
         )
+        parts = ("vae", "text_encoder", "text_encoder_2", "vision_encoder", "byt5_model", "byt5_tokenizer")
+        others = ("scheduler", "byt5_max_length", "prompt_format", "execution_device", "enable_offloading")
+        settings = ("glyph_byT5_v2", "vision_num_semantic_tokens", "vision_states_dim")
         return HunyuanVideo_1_5_SR_Pipeline(
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            text_encoder_2=self.text_encoder_2,
             transformer=transformer,
-            scheduler=self.scheduler,
             upsampler=upsampler,
-            glyph_byT5_v2=self.config.glyph_byT5_v2,
-            byt5_model=self.byt5_model,
-            byt5_tokenizer=self.byt5_tokenizer,
-            byt5_max_length=self.byt5_max_length,
-            prompt_format=self.prompt_format,
-            execution_device=self.execution_device,
-            vision_encoder=self.vision_encoder,
-            vision_num_semantic_tokens=self.config.vision_num_semantic_tokens,
-            vision_states_dim=self.config.vision_states_dim,
-            enable_offloading=self.enable_offloading,
+            **{name: getattr(self, name) for name in (*parts, *others)},
+            **{name: self.config[name] for name in settings},
             **SR_PIPELINE_CONFIGS[sr_version],
         )
 
@@ -1179,20 +1141,16 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         if not os.path.isdir(byt5):
             logger.warning(f"{byt5} is missing: trying google/byt5-small on the Hub")
             byt5 = "google/byt5-small"
-        colors, fonts = (
-            os.path.join(glyph, "assets", name) for name in ("color_idx.json", "multilingual_10-lang_idx.json")
+        assets = os.path.join(glyph, "assets")
+        paths = dict(
+            byT5_google_path=byt5,
+            byT5_ckpt_path=os.path.join(glyph, "checkpoints", "byt5_model.pt"),
+            multilingual_prompt_format_color_path=os.path.join(assets, "color_idx.json"),
+            multilingual_prompt_format_font_path=os.path.join(assets, "multilingual_10-lang_idx.json"),
         )
-        loaded = load_glyph_byT5_v2(
-            dict(
-                byT5_google_path=byt5,
-                byT5_ckpt_path=os.path.join(glyph, "checkpoints", "byt5_model.pt"),
-                multilingual_prompt_format_color_path=colors,
-                multilingual_prompt_format_font_path=fonts,
-                byt5_max_length=byt5_max_length,
-            ),
-            device=device,
-        )
-        return loaded, MultilingualPromptFormat(font_path=fonts, color_path=colors)
+        loaded = load_glyph_byT5_v2(paths | dict(byt5_max_length=byt5_max_length), device=device)
+        font_path, color_path = (paths[f"multilingual_prompt_format_{kind}_path"] for kind in ("font", "color"))
+        return loaded, MultilingualPromptFormat(font_path=font_path, color_path=color_path)
 
     @classmethod
     def _load_vision_encoder(cls, pretrained_model_name_or_path: str, device: torch.device) -> VisionEncoder:
@@ -1237,15 +1195,7 @@ def _negative_texts(prompt, negative_prompt, batch_size: int) -> list[str]:
     return texts
 
 
-def _resize_and_crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    """The largest centred height x width part of the image's shape, resampled with Lanczos."""
-    scale = max(width / image.width, height / image.height)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.LANCZOS)
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    return image.crop((left, top, left + width, top + height))
-
-
-def _to_pixels(image: Image.Image) -> torch.Tensor:
-    """(3, H, W) float32 in [-1, 1]."""
-    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+def _to_pixels(image: np.ndarray) -> torch.Tensor:
+    """(3, H, W) float32 in [-1, 1] of an image (H, W, 3) of uint8."""
+    pixels = torch.from_numpy(image).permute(2, 0, 1).contiguous()
     return (pixels.float() / 255 - 0.5) / 0.5

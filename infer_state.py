@@ -1,4 +1,4 @@
-"""What a generation run shall do: inference switches and step masks. Pure Python, imports without torch.
+"""What a generation run shall do, and what it did: switches, step masks, report. Pure Python, imports without torch.
 
 A step mask has one boolean per denoising step: True runs the transformer blocks (a computed step), False reuses
 their last residual (a reused step). Masks come from three places, told apart by ``ResolvedMask.origin``:
@@ -254,3 +254,27 @@ def _mask_of(content) -> StepMask:
     if rule != (SUPPORTED_REUSE, SUPPORTED_FORECAST):
         raise ValueError(f"it was planned for {rule[0]} + {rule[1]}, this kit reuses the residual and holds it")
     return tuple(step in set(computed) for step in range(num_steps))
+
+
+@dataclass
+class RunReport:
+    """What one call did and how long it took: computed steps (0-based), seconds by step and by stage."""
+
+    num_steps: int
+    computed_steps: list[int]
+    mask_origin: str
+    step_seconds: list[float]
+    stage_seconds: dict[str, float]
+
+    @classmethod
+    def of(cls, mask: ResolvedMask, step_seconds: list[float], stage_seconds: dict[str, float]) -> "RunReport":
+        computed = [step for step, runs in enumerate(mask.steps) if runs]
+        return cls(len(mask.steps), computed, mask.origin, step_seconds, dict(stage_seconds))
+
+    @property
+    def dit_seconds(self) -> float:
+        return sum(self.step_seconds)
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.stage_seconds.values())
