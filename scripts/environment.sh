@@ -4,7 +4,7 @@
 REPOSITORY="$(dirname "$(dirname "$(realpath "${BASH_SOURCE[0]}")")")"
 VENV="$REPOSITORY/.venv"
 TORCH="torch==2.13.0"
-UPSTREAM="hyvideo-fork==20260412"
+UPSTREAM="hyvideo-fork==20260412 angelslim==0.2.2"
 
 make_environment() {
     local requirements=("$REPOSITORY/requirements.txt" "$REPOSITORY/requirements-test.txt")
@@ -20,8 +20,8 @@ make_environment() {
         # torch first and pinned: another package would pull in the newest one.
         "$VENV/bin/pip" install --quiet "$TORCH"
         "$VENV/bin/pip" install --quiet "${requirements[@]/#/-r}"
-        # Upstream declares several GB of dependencies that nothing here needs.
-        "$VENV/bin/pip" install --quiet --no-deps "$UPSTREAM"
+        # Upstream and angelslim declare several GB of dependencies that nothing here needs.
+        "$VENV/bin/pip" install --quiet --no-deps $UPSTREAM
         echo "$wanted" >"$VENV/installed"
     fi
     export PATH="$VENV/bin:$PATH"
