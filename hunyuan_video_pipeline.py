@@ -393,7 +393,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         Raises ValueError if task, size, step mask or image do not fit the loaded model.
         """
         clock = Stopwatch(self.execution_device)
-        settings = self._resolve_settings(
+        settings = self.resolve_settings(
             prompt, negative_prompt, reference_image, aspect_ratio, video_length, prompt_rewrite, num_inference_steps,
             guidance_scale, embedded_guidance_scale, flow_shift, seed, generator, kwargs,
         )  # fmt: skip
@@ -492,7 +492,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         if not all(mask):
             self._exempt_from_group_offload(cache.reuse_modules())
 
-        with self.progress_bar(total=len(steps)) as bar, self._on_device(self.transformer), self._clearing(cache):
+        with self.progress_bar(total=len(steps)) as bar, self.on_device(self.transformer), self._clearing(cache):
             clock.mark()
             for i in steps:
                 model_inputs = self._transformer_inputs(i, latents, inputs)
@@ -525,7 +525,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
             self.vae.enable_tile_parallelism()
         with (
             self._autocast(self.vae_dtype, self.vae_autocast_enabled),
-            self._on_device(self.vae),
+            self.on_device(self.vae),
             self._sliced_and_tiled_vae(),
         ):
             frames = self.vae.decode(latents, return_dict=False, generator=generator)[0]
@@ -581,7 +581,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
                 enable_vae_tile_parallelism=tile_parallelism,
             ).videos
 
-    def _resolve_settings(
+    def resolve_settings(
         self, prompt, negative_prompt, reference_image, aspect_ratio, video_length, prompt_rewrite,
         num_inference_steps, guidance_scale, embedded_guidance_scale, flow_shift, seed, generator, options,
     ) -> GenerationSettings:  # fmt: skip
@@ -682,12 +682,12 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         embeds_2 = None
         if self.text_encoder_2 is not None:
             embeds_2, _ = self._encode_with(self.text_encoder_2, settings)
-        with self._on_device(self.byt5_model):
+        with self.on_device(self.byt5_model):
             extra_kwargs = self._prepare_byt5_embeddings(settings.prompt, self.execution_device)
         return dict(text_states=embeds, text_states_2=embeds_2, encoder_attention_mask=mask, extra_kwargs=extra_kwargs)
 
     def _encode_with(self, text_encoder: TextEncoder, settings: GenerationSettings):
-        with self._on_device(text_encoder):
+        with self.on_device(text_encoder):
             embeds, negative_embeds, mask, negative_mask = self.encode_prompt(
                 settings.prompt,
                 self.execution_device,
@@ -778,10 +778,10 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         """Condition latents (B, 33, T, H, W) and vision states; models are moved only if there is an image."""
         task_mask = self.get_task_mask(settings.task, settings.latent_size[0])
         size = (settings.height, settings.width)
-        with self._on_device(self.vae if settings.image else None):
+        with self.on_device(self.vae if settings.image else None):
             image_latents = self.get_image_condition_latents(settings.task, settings.image, *size)
         condition = self._prepare_cond_latents(settings.task, image_latents, noise, task_mask)
-        with self._on_device(self.vision_encoder if settings.image else None):
+        with self.on_device(self.vision_encoder if settings.image else None):
             vision_states = self._prepare_vision_states(
                 None if settings.image is None else np.array(settings.image),
                 self.ideal_resolution,
@@ -954,7 +954,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
             module.to(self.execution_device)
 
     @contextmanager
-    def _on_device(self, model: torch.nn.Module | None):
+    def on_device(self, model: torch.nn.Module | None):
         """With offloading, `model` is on the execution device inside and on the CPU after, also after an error."""
         if model is None or not self.enable_offloading or getattr(model, "_diffusers_hook", None) is not None:
             yield

@@ -1,0 +1,52 @@
+"""Plan step masks: which steps to compute with a given budget.
+
+Finds the best path through an error graph from calibrate, exactly, for one budget or for several. The objective
+"minimax" makes the worst stretch of reused steps as harmless as possible, then the second worst, and so on (LeMiCa,
+arXiv 2511.00090); "sum" makes the sum of all errors smallest. Needs neither a GPU nor torch.
+
+The mask goes straight into generate.py --enable_cache true --cache_type lemica --lemica_mask MASK.
+"""
+
+import argparse
+from pathlib import Path
+
+from lemica.graph import merge_graphs, read_graph
+from lemica.masks import Mask, write_mask
+from lemica.path import lexicographic_minimax_paths, minimum_sum_paths
+from lemica.show import mask_lines
+
+EXAMPLES = """\
+examples:
+  python -m lemica plan graph.json --budget 20 -o mask.json
+  python -m lemica plan graph.json --budget 25 20 15 10 -o 'masks/b{budget}.json'
+  python -m lemica plan graph.json --budget 20 --objective sum
+"""
+
+_SOLVERS = {"minimax": lexicographic_minimax_paths, "sum": minimum_sum_paths}
+_PLACEHOLDER = "{budget}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("graphs", type=Path, nargs="+", metavar="GRAPH", help="graph file; several are averaged")
+    parser.add_argument("--budget", type=int, nargs="+", required=True, metavar="B", help="number of computed steps")
+    parser.add_argument("--objective", choices=list(_SOLVERS), default="minimax", help="(default: minimax)")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="MASK",
+        help=f"mask file to write; {_PLACEHOLDER} in it stands for the budget (default: only print the mask)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Plan, write and print; raises ValueError if a graph cannot be read or a budget has no path."""
+    if args.output and len(set(args.budget)) > 1 and _PLACEHOLDER not in args.output:
+        raise ValueError(f"-o {args.output} would be written {len(set(args.budget))} times: put {_PLACEHOLDER} into it")
+    graph = merge_graphs([read_graph(path) for path in args.graphs])
+    origin = f"planned, {args.objective} over {', '.join(path.name for path in args.graphs)}"
+    for budget, path in _SOLVERS[args.objective](graph, args.budget).items():
+        mask = Mask(graph.model, graph.num_steps, tuple(path), origin, graph.reuse, graph.forecast)
+        name = args.output.replace(_PLACEHOLDER, str(budget)) if args.output else f"budget {budget}"
+        if args.output:
+            write_mask(mask, name)
+        print(*mask_lines(name, mask, graph), sep="\n")
