@@ -202,7 +202,8 @@ def resolve_mask(state: InferState | None, num_steps: int) -> ResolvedMask:
     Raises ValueError if the state's mask or budget does not fit `num_steps`.
     """
     if state is None or not state.uses_lemica:
-        return ResolvedMask((True,) * num_steps, "no cache")
+        # Upstream's caches decide within the transformer, which the loop enters at every step.
+        return ResolvedMask((True,) * num_steps, state.cache_type if state and state.enable_cache else "no cache")
     if state.lemica_mask is not None:
         return ResolvedMask(_fitting(state.lemica_mask, num_steps), "planned")
     budget = parse_budget(default_budget() if state.lemica_step is None else state.lemica_step)

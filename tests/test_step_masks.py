@@ -82,10 +82,11 @@ def test_parse_range_reads_ranges_lists_and_mixtures():
 
 
 def test_without_lemica_every_step_is_computed():
-    every_step = ((True,) * 5, "no cache")
-    assert resolve_mask(None, 5) == every_step
-    assert resolve_mask(InferState(enable_cache=True, cache_type="teacache", lemica_step=3), 5) == every_step
-    assert resolve_mask(InferState(cache_type="lemica", lemica_step=3), 5) == every_step
+    every_step = (True,) * 5
+    assert resolve_mask(None, 5) == (every_step, "no cache")
+    assert resolve_mask(InferState(cache_type="lemica", lemica_step=3), 5) == (every_step, "no cache")
+    upstreams = InferState(enable_cache=True, cache_type="teacache", lemica_step=3)
+    assert resolve_mask(upstreams, 5) == (every_step, "teacache")
 
 
 def lemica(**fields) -> InferState:
