@@ -6,9 +6,9 @@ Its docstring is its manual: the first line goes into the list of commands, all 
 import argparse
 import os
 
-from lemica import calibrate, plan, show
+from lemica import calibrate, compare, plan, report, show
 
-COMMANDS = (calibrate, plan, show)
+COMMANDS = (calibrate, plan, show, compare, report)
 
 DESCRIPTION = """\
 Make and judge step masks for HunyuanVideo-1.5: which denoising steps run the transformer blocks, and which reuse what

@@ -3,6 +3,12 @@
 set -euo pipefail
 source "$(dirname "$(realpath "${BASH_SOURCE[0]}")")/environment.sh"
 make_environment
+
+# The report page is tested in a real browser; installed where that is ours to do, else those tests are skipped.
+if ! command -v chromium chromium-browser google-chrome >/dev/null && [[ $EUID == 0 ]] && command -v apt-get >/dev/null; then
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver; } >/dev/null
+fi
+
 cd "$REPOSITORY"
 ruff check .
 ruff format --check .
