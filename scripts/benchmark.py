@@ -1,7 +1,7 @@
 """Time a reused step and count what the cache holds: this kit beside angelslim's TeaCacheHelper, in one process.
 
-    python -m scripts.benchmark tiny                        # in a HunyuanVideo-1.5 tree, PYTHONPATH=this repository
-    python -m scripts.benchmark 720p --output 720p.json     # true geometry, random weights, on a GPU
+    python scripts/benchmark.py tiny                         # PYTHONPATH = a HunyuanVideo-1.5 tree with the kit
+    python scripts/benchmark.py 720p --output 720p.json      # true geometry, random weights, on a GPU
 
 Both caches run the same mask in the same denoising loop on the same transformer, in turn; figures are medians.
 TeaCacheHelper is what the released LeMiCa kit installs (pip install --no-deps angelslim==0.2.2).
@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from angelslim_caches import import_angelslim_caches
 from hyvideo.commons.infer_state import StepMask, step_mask
 from hyvideo.models.transformers.hunyuanvideo_1_5_transformer import HunyuanVideo_1_5_DiffusionTransformer
 from hyvideo.pipelines.hunyuan_video_pipeline import (
@@ -27,9 +28,7 @@ from hyvideo.pipelines.hunyuan_video_pipeline import (
     Stopwatch,
     initialize_sequence_parallel,
 )
-
-from scripts.angelslim_caches import import_angelslim_caches
-from scripts.make_tiny_checkpoint import TinyConfig, transformer_config, write_checkpoint
+from make_tiny_checkpoint import TinyConfig, transformer_config, write_checkpoint
 
 MIB = 1024**2
 NUM_STEPS = 50

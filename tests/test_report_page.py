@@ -134,6 +134,7 @@ def test_it_renders_every_run(open_page):
 
 def test_all_videos_load(open_page):
     browser = open_page()
+    standing(browser)
     states = browser.execute_script("return videos.map((v) => [v.readyState, v.videoWidth, v.videoHeight, v.duration])")
     assert len(states) == 3
     for ready, width, height, duration in states:
