@@ -15,7 +15,8 @@ Make and judge step masks for HunyuanVideo-1.5: which denoising steps run the tr
 the blocks added last time (LeMiCa, arXiv 2511.00090).
 
 calibrate measures a model's error graph, plan finds the best mask for a budget in it, show prints both. A mask belongs
-to a model, a number of steps and a sampler: calibrate with those that you generate with.
+to a model, a number of steps and a sampler: calibrate with those that you generate with. compare measures what caching
+cost a video, report makes a page of the videos of all budgets, playing in step.
 """
 EXAMPLES = """\
 examples:
