@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import upstream_versions
 from conftest import UPSTREAM
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
@@ -344,9 +345,9 @@ def test_the_shell_script_runs_from_any_folder(tree: Path, kit: Path, tmp_path: 
 def test_known_upstream_holds_the_real_package_and_no_text_of_it(tree: Path) -> None:
     for dest in (STATE, PIPELINE):
         version = KNOWN[dest]["versions"][installer.fingerprint(tree / dest)]
-        interface, code = installer.describe((tree / dest).read_text(encoding="utf-8"))
+        interface, code = upstream_versions.describe((tree / dest).read_text(encoding="utf-8"))
         assert "20260412" in version["releases"] and version["code"] == code
-        assert not installer.uncovered(interface, KNOWN[dest]["interface"])
+        assert not upstream_versions.uncovered(interface, KNOWN[dest]["interface"])
     names = [name for facts in KNOWN.values() for item in facts["interface"].items() for name in item]
     hashes = [value for facts in KNOWN.values() for v in facts["versions"].values() for value in v["code"].values()]
     assert all(re.fullmatch(r"(--)?[\w., ]*", name) for name in names)
