@@ -3,13 +3,14 @@
     torchrun --nproc_per_node=4 generate.py --prompt "..." --resolution 720p --model_path ./ckpts \\
         --enable_cache true --cache_type lemica --lemica_step 25
 
-Everything that can be wrong in the arguments is refused before models or their libraries are loaded, in one line and
-with exit status 2. Upstream's flags keep their names, defaults and meaning.
+Everything that can be wrong in the arguments is refused before any model is loaded, in one line and with exit status 2
+(torchrun adds its own lines and makes that 1). Upstream's flags keep their names, defaults and meaning.
 """
 
 import argparse
 import dataclasses
 import datetime
+import hashlib
 import importlib.util
 import json
 import os
@@ -36,11 +37,13 @@ from torch import distributed as dist
 CACHE_TYPES = ("lemica", "deepcache", "teacache", "taylorcache")
 DEFAULT_NUM_STEPS = 50
 FRAMES_PER_SECOND = 24
+SECONDS_FOR_RANK_0 = 60
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".gif")
 SHARED_MODEL_FILES = (
     "vae/config.json",
     "scheduler/scheduler_config.json",
     "text_encoder/llm/config.json",
+    "text_encoder/llm/tokenizer.json",
     "text_encoder/Glyph-SDXL-v2/assets/color_idx.json",
     "text_encoder/Glyph-SDXL-v2/assets/multilingual_10-lang_idx.json",
     "text_encoder/Glyph-SDXL-v2/checkpoints/byt5_model.pt",
@@ -53,8 +56,11 @@ class OneLineParser(argparse.ArgumentParser):
     """Refuses in one line, on rank 0 only, with exit status 2."""
 
     def error(self, message: str):
-        line = " ".join(message.split())
-        self.exit(2, f"{self.prog}: error: {line}\n" if get_rank() == 0 else None)
+        if get_rank() != 0:
+            # torchrun ends all ranks with the first: rank 0 must have had its say.
+            time.sleep(SECONDS_FOR_RANK_0)
+            self.exit(2)
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def str_to_bool(value: str | bool | None) -> bool:
@@ -150,7 +156,7 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[argparse.Namesp
     """Parse and check; anything wrong ends the program with exit status 2."""
     parser = build_parser()
     args = parser.parse_args(arguments)
-    if args.image_path is not None and args.image_path.strip().lower() == "none":
+    if args.image_path is not None and args.image_path.strip().lower() in ("", "none"):
         args.image_path = None
     try:
         state = initialize_infer_state(args)
@@ -175,23 +181,33 @@ def transformer_version(args: argparse.Namespace) -> str:
 
 
 def check_request(args: argparse.Namespace) -> None:
-    if not re.fullmatch(r"[1-9]\d*:[1-9]\d*", args.aspect_ratio):
+    if not re.fullmatch(r"[1-9]\d{0,4}:[1-9]\d{0,4}", args.aspect_ratio):
         raise ValueError(f"--aspect_ratio must be two whole numbers like 16:9, got {args.aspect_ratio!r}")
-    for flag in ("num_inference_steps", "video_length"):
+    for flag in ("num_inference_steps", "video_length", "cache_step_interval"):
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise ValueError(f"--{flag} must be at least 1, got {value}")
+    if not -(2**63) <= args.seed < 2**64:
+        raise ValueError(f"--seed must fit into 64 bits, got {args.seed}")
+    try:
+        (args.prompt + args.negative_prompt).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("--prompt and --negative_prompt must be UTF-8 text") from error
+    if args.rewrite and importlib.util.find_spec("openai") is None:
+        raise ValueError("--rewrite true needs openai: pip install openai")
 
 
 def check_files(args: argparse.Namespace) -> None:
-    for flag in ("checkpoint_path", "lora_path"):
-        path = getattr(args, flag)
-        if path and not os.path.exists(path):
+    for flag, content in (("checkpoint_path", ".metadata"), ("lora_path", "*.safetensors")):
+        path = Path(getattr(args, flag) or os.curdir)
+        if not path.exists():
             raise ValueError(f"--{flag} {path} does not exist")
+        if getattr(args, flag) and path.is_dir() and not any(path.glob(content)):
+            raise ValueError(f"--{flag} {path} holds no {content}")
     if args.image_path:
         try:
             with Image.open(args.image_path) as image:
-                image.verify()
+                image.convert("RGB")
         except FileNotFoundError as error:
             raise ValueError(f"--image_path {args.image_path} does not exist") from error
         except Exception as error:
@@ -209,6 +225,11 @@ def check_model(args: argparse.Namespace) -> None:
     missing = missing_model_files(Path(args.model_path), version, with_sr=args.sr)
     if missing:
         raise ValueError(f"--model_path {args.model_path} is incomplete, missing: {', '.join(missing)}")
+    heads = json.loads((Path(args.model_path) / "transformer" / version / "config.json").read_text())["heads_num"]
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if heads % ranks:
+        fitting = ", ".join(str(count) for count in range(1, heads + 1) if heads % count == 0)
+        raise ValueError(f"{ranks} ranks cannot share the model's {heads} heads: pass --nproc_per_node of {fitting}")
 
 
 def missing_model_files(folder: Path, version: str, with_sr: bool) -> list[str]:
@@ -219,15 +240,29 @@ def missing_model_files(folder: Path, version: str, with_sr: bool) -> list[str]:
         sr_version = TRANSFORMER_VERSION_TO_SR_VERSION[version]
         weighted += [f"transformer/{sr_version}", f"upsampler/{sr_version}"]
         files += [f"transformer/{sr_version}/config.json", f"upsampler/{sr_version}/config.json"]
-    folders = [name for name in weighted if not any(_weight_files(folder / name))]
-    return [name for name in files if not (folder / name).is_file()] + [f"{name}/*.safetensors" for name in folders]
+    if (folder / "text_encoder/byt5-small").is_dir():
+        # Without the folder it comes from the Hub.
+        files += ["text_encoder/byt5-small/config.json"]
+    missing = [name for name in files if not (folder / name).is_file()]
+    return missing + [name for part in weighted for name in _missing_weights(folder, part)]
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    return [path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)]
+def _missing_weights(folder: Path, part: str) -> list[str]:
+    """Weight files that `part` of the checkpoint lacks: any at all, or shards that its index names."""
+    weights = {path.name for pattern in ("*.safetensors", "*.bin") for path in (folder / part).glob(pattern)}
+    shards: set[str] = set()
+    for index in (folder / part).glob("*.index.json"):
+        shards |= set(json.loads(index.read_text())["weight_map"].values())
+    return [f"{part}/{name}" for name in sorted(shards - weights or ({"*.safetensors"} if not weights else set()))]
 
 
 def check_speed(args: argparse.Namespace) -> None:
+    if args.cache_type not in CACHE_TYPES:
+        raise ValueError(f"--cache_type must be one of {', '.join(CACHE_TYPES)}; got {args.cache_type!r}")
+    if args.enable_cache and args.enable_step_distill:
+        raise ValueError(
+            "--enable_cache true does not go with --enable_step_distill: its few steps leave none to reuse"
+        )
     if args.sparse_attn and args.use_sageattn:
         raise ValueError("--sparse_attn and --use_sageattn exclude each other: set one of them to false")
     if args.use_fp8_gemm and "sgl" in args.quant_type and importlib.util.find_spec("sgl_kernel") is None:
@@ -245,6 +280,11 @@ def check_output(args: argparse.Namespace) -> None:
     if path.is_dir():
         raise ValueError(f"--output_path {path} is a folder: give the name of a video file")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise ValueError(f"--output_path {path} cannot be written: {parent} is not a folder")
+    longest = beside(path, f"_before_sr{path.suffix}").name
+    if len(os.fsencode(longest)) > os.pathconf(parent, "PC_NAME_MAX"):
+        raise ValueError(f"--output_path {path} is too long a name: {longest} may be written beside it")
     try:
         tempfile.TemporaryFile(dir=parent).close()
     except OSError as error:
@@ -252,22 +292,16 @@ def check_output(args: argparse.Namespace) -> None:
 
 
 def check_cache(args: argparse.Namespace, state: InferState) -> None:
-    if args.cache_type not in CACHE_TYPES:
-        raise ValueError(f"--cache_type must be one of {', '.join(CACHE_TYPES)}; got {args.cache_type!r}")
-    if not state.enable_cache:
-        return
-    if args.enable_step_distill:
-        raise ValueError(
-            "--enable_cache true does not go with --enable_step_distill: its few steps leave none to reuse"
-        )
-    if not state.uses_lemica:
-        if not is_angelslim_available():
-            raise ValueError(f"--cache_type {args.cache_type} needs angelslim: pip install angelslim==0.2.2")
-        return
-    if state.lemica_step is None:
-        state.lemica_step = parse_budget(default_budget())
-    default = PIPELINE_CONFIGS[transformer_version(args)].get("num_inference_steps", DEFAULT_NUM_STEPS)
-    resolve_mask(state, args.num_inference_steps or default)
+    if state.uses_lemica and state.lemica_mask is None and state.lemica_step is None:
+        try:
+            args.lemica_step = state.lemica_step = parse_budget(default_budget())
+        except ValueError as error:
+            raise ValueError(f"the environment variable LEMICA_STEP: {error}") from error
+    if state.uses_lemica:
+        default = PIPELINE_CONFIGS[transformer_version(args)].get("num_inference_steps", DEFAULT_NUM_STEPS)
+        resolve_mask(state, args.num_inference_steps or default)
+    elif state.enable_cache and not is_angelslim_available():
+        raise ValueError(f"--cache_type {args.cache_type} needs angelslim: pip install angelslim==0.2.2")
 
 
 def output_path(args: argparse.Namespace) -> Path:
@@ -277,6 +311,11 @@ def output_path(args: argparse.Namespace) -> Path:
             f"./outputs/output_{transformer_version(args)}_{datetime.datetime.now():%Y-%m-%d %H:%M:%S}.mp4"
         )
     return Path(args.output_path)
+
+
+def beside(path: Path, ending: str) -> Path:
+    """The file of the same name with another ending: NAME_config.json beside NAME.mp4."""
+    return path.with_name(path.stem + ending)
 
 
 def rank0_log(message: str, level: str = "INFO") -> None:
@@ -336,6 +375,8 @@ def load_lora_adapter(pipe, lora_path: str) -> None:
 
 def generate_video(args: argparse.Namespace, state: InferState) -> None:
     """Load, generate, and on rank 0 write the video and what is known about its making."""
+    if args.video_length % 4 != 1:
+        rank0_log(f"videos have 4n + 1 frames: this one will have {(args.video_length - 1) // 4 * 4 + 1}", "WARNING")
     if args.video_length != 121:
         rank0_log(f"121 frames give the best quality; generating {args.video_length}", "WARNING")
     if not args.rewrite:
@@ -371,9 +412,9 @@ def save_outputs(args: argparse.Namespace, out) -> None:
     video = out.videos if out.sr_videos is None else out.sr_videos
     save_video(video, path)
     if args.save_lossless:
-        save_video(video, path.with_name(f"{path.stem}_lossless.mkv"), codec="ffv1", pixelformat="bgr0")
+        save_video(video, beside(path, "_lossless.mkv"), codec="ffv1", pixelformat="bgr0")
     if out.sr_videos is not None and args.save_pre_sr_video:
-        save_video(out.videos, path.with_name(f"{path.stem}_before_sr{path.suffix}"))
+        save_video(out.videos, beside(path, f"_before_sr{path.suffix}"))
 
 
 def save_video(video: torch.Tensor, path: str | Path, **encoding) -> None:
@@ -394,7 +435,9 @@ def save_video(video: torch.Tensor, path: str | Path, **encoding) -> None:
 def moved_into_place(path: Path):
     """A name beside `path` to write to; what stands there at the end becomes `path`, in one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    # Short, whatever the name, and the same at the next run, which replaces what a killed one left.
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    partial = path.with_name(f".partial-{digest}{path.suffix}")
     try:
         yield partial
         os.replace(partial, path)
@@ -420,7 +463,7 @@ def save_config(args: argparse.Namespace, report) -> None:
         "report": dataclasses.asdict(report)
         | {"dit_seconds": report.dit_seconds, "total_seconds": report.total_seconds},
     }
-    config_path = path.with_name(f"{path.stem}_config.json")
+    config_path = beside(path, "_config.json")
     with moved_into_place(config_path) as partial:
         partial.write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
     print(f"Saved generation config to: {config_path}")

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.hooks import HookRegistry
+from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
@@ -293,6 +294,9 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
     guidance_scale = property(attrgetter("_guidance_scale"))
     guidance_rescale = property(attrgetter("_guidance_rescale"))
     clip_skip = property(attrgetter("_clip_skip"))
+    num_timesteps = property(attrgetter("_num_timesteps"))
+    vae_spatial_compression_ratio = property(attrgetter("vae.config.ffactor_spatial"))
+    vae_temporal_compression_ratio = property(attrgetter("vae.config.ffactor_temporal"))
 
     @property
     def do_classifier_free_guidance(self) -> bool:
@@ -384,19 +388,21 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
     ):
         """Generate one video per prompt.
 
-        Args: those of upstream's pipeline. `aspect_ratio` is "W:H" and counts for text-to-video only; with
-        `reference_image` (a PIL image or a path) the size follows the image. `video_length` is in frames, 4n + 1.
-        `output_type` "latent" returns latents (B, 32, T, H, W) instead of frames. Keywords `guidance_rescale` and
-        `clip_skip` are understood, others ignored.
+        Arguments are upstream's. `aspect_ratio` is "W:H", for text-to-video; with `reference_image` (a PIL image or a
+        path) the size follows the image. `video_length` is in frames, 4n + 1. `output_type` "latent" returns latents
+        (B, 32, T, H, W). Of other keywords `guidance_rescale` and `clip_skip` are understood.
 
         Returns a HunyuanVideoPipelineOutput, or with `return_dict=False` the videos (and SR videos).
         Raises ValueError if task, size, step mask or image do not fit the loaded model.
         """
+        if enable_sr and not hasattr(self, "sr_pipeline"):
+            raise ValueError("no super-resolution model is loaded: pass create_sr_pipeline=True or enable_sr=False")
         clock = Stopwatch(self.execution_device)
-        settings = self.resolve_settings(
-            prompt, negative_prompt, reference_image, aspect_ratio, video_length, prompt_rewrite, num_inference_steps,
-            guidance_scale, embedded_guidance_scale, flow_shift, seed, generator, kwargs,
-        )  # fmt: skip
+        with clock.stage("settings"):
+            settings = self.resolve_settings(
+                prompt, negative_prompt, reference_image, aspect_ratio, video_length, prompt_rewrite,
+                num_inference_steps, guidance_scale, embedded_guidance_scale, flow_shift, seed, generator, kwargs,
+            )  # fmt: skip
         inputs = self.prepare(settings, clock)
         with clock.stage("denoising"):
             latents = self.denoise(inputs, clock)
@@ -408,19 +414,15 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
                     latents, settings, reference_image, video_length, sr_num_inference_steps, output_type,
                     enable_vae_tile_parallelism,
                 )  # fmt: skip
-        if output_type == "latent":
-            videos = latents
-        elif enable_sr and not return_pre_sr_video:
-            videos = sr_videos
-        else:
+        videos = latents if output_type == "latent" else sr_videos
+        if output_type != "latent" and (return_pre_sr_video or not enable_sr):
             with clock.stage("VAE decoding"):
                 videos = self.decode(latents, settings.generator, enable_vae_tile_parallelism)
         self.maybe_free_model_hooks()
 
         if not return_dict:
             return (videos, sr_videos) if enable_sr else videos
-        report = RunReport.of(settings.mask, clock.step_seconds(), clock.stages)
-        return HunyuanVideoPipelineOutput(videos, sr_videos, report)
+        return HunyuanVideoPipelineOutput(videos, sr_videos, _report(settings, clock))
 
     def prepare(self, settings: GenerationSettings, clock: Stopwatch | None = None) -> DenoiseInputs:
         """Encode text and image and draw the noise: everything that the denoising loop reads."""
@@ -504,7 +506,8 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
                     velocity, inputs.timesteps[i], latents, **inputs.step_kwargs, return_dict=False
                 )[0]
                 clock.mark()
-                bar.set_postfix_str("computed" if mask[i] else "reused", refresh=False)
+                done = mask[start : i + 1]
+                bar.set_postfix(computed=sum(done), reused=len(done) - sum(done), refresh=False)
                 bar.update()
                 if on_step is not None:
                     on_step(i, latents)
@@ -562,8 +565,6 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
     def _super_resolve(
         self, latents, settings, reference_image, video_length, num_inference_steps, output_type, tile_parallelism
     ) -> torch.Tensor:
-        if not hasattr(self, "sr_pipeline"):
-            raise ValueError("no super-resolution model is loaded: pass create_sr_pipeline=True or enable_sr=False")
         devices = [torch.cuda.current_device()] if self.execution_device.type == "cuda" else []
         # Upstream's SR pipeline draws noise from the global generator, so the seed alone would not fix its output.
         with torch.random.fork_rng(devices=devices):
@@ -656,10 +657,10 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
     @staticmethod
     def _rewrite(prompt, image: Image.Image | None, task: str):
         """The prompt as the rewriting service puts it, the same on every rank; a failure keeps the user's."""
-        from hyvideo.utils.rewrite.rewrite_utils import run_prompt_rewrite
-
         if not dist.is_initialized() or get_parallel_state().sp_rank == 0:
             try:
+                from hyvideo.utils.rewrite.rewrite_utils import run_prompt_rewrite
+
                 prompt = run_prompt_rewrite(prompt, image, task)
             except Exception as error:
                 logger.warning(f"Failed to rewrite the prompt, using it as it is: {error}")
@@ -850,7 +851,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
 
     def get_latent_size(self, video_length: int, height: int, width: int) -> tuple[int, int, int]:
         """(frames, height, width) of the latents of a video of `video_length` frames of height x width pixels."""
-        spatial, temporal = self.vae.config.ffactor_spatial, self.vae.config.ffactor_temporal
+        spatial, temporal = self.vae_spatial_compression_ratio, self.vae_temporal_compression_ratio
         frames = (video_length - 1) // temporal + 1
         size = (frames, height // spatial, width // spatial)
         if min(size) < 1:
@@ -902,7 +903,9 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         if state.use_fp8_gemm:
             from angelslim.compressor.diffusion import DynamicDiTQuantizer
 
-            quantizer = DynamicDiTQuantizer(quant_type=state.quant_type, include_patterns=state.include_patterns)
+            # PEFT casts its input to the dtype of LoRA weights, which fp8 inputs are not made for.
+            patterns = dict(include_patterns=state.include_patterns, exclude_patterns=["embed", "lora_"])
+            quantizer = DynamicDiTQuantizer(quant_type=state.quant_type, **patterns)
             quantizer.convert_linear(self.transformer)
         if state.enable_torch_compile:
             for block in self.transformer.double_blocks:
@@ -944,7 +947,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         self.cache_helper.enable()
 
     def _exempt_from_group_offload(self, modules: list[torch.nn.Module]) -> None:
-        """Keep `modules` on the execution device for good, so that a reused step moves no weights (34 MB in bf16)."""
+        """Keep `modules` on the execution device for good, so that a reused step moves no weights (27 MB in bf16)."""
         registry = getattr(self.transformer, "_diffusers_hook", None)
         hook = registry.get_hook("group_offloading") if isinstance(registry, HookRegistry) else None
         if hook is None:
@@ -956,7 +959,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
     @contextmanager
     def on_device(self, model: torch.nn.Module | None):
         """With offloading, `model` is on the execution device inside and on the CPU after, also after an error."""
-        if model is None or not self.enable_offloading or getattr(model, "_diffusers_hook", None) is not None:
+        if model is None or not self.enable_offloading or _is_group_offload_enabled(model):
             yield
             return
         model.to(self.execution_device)
@@ -1168,6 +1171,18 @@ def _existing(path: str) -> str:
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path} not found: download it as checkpoints-download.md of HunyuanVideo-1.5 says")
     return path
+
+
+def _report(settings: GenerationSettings, clock: Stopwatch) -> RunReport:
+    return RunReport(
+        seed=settings.seed,
+        prompt=settings.prompt,
+        num_steps=len(settings.mask.steps),
+        computed_steps=[step for step, computed in enumerate(settings.mask.steps) if computed],
+        mask_origin=settings.mask.origin,
+        step_seconds=clock.step_seconds(),
+        stage_seconds=dict(clock.stages),
+    )
 
 
 def _vision_sizes(vision_encoder: VisionEncoder) -> dict[str, int]:

@@ -11,6 +11,7 @@ planned   a mask file written by ``python -m lemica plan``
 import json
 import math
 import os
+import re
 from bisect import bisect_left
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
@@ -30,6 +31,8 @@ NAMED_BUDGETS = {"slow": 25, "medium": 20, "fast": 15, "ultra": 10}
 DEFAULT_BUDGET = 25
 
 MASK_FORMAT = "lemica-mask/1"
+# The scheduler knows 1000 time steps; more could not be told apart.
+MAX_NUM_STEPS = 1000
 SUPPORTED_REUSE = "residual"
 SUPPORTED_FORECAST = "hold"
 
@@ -78,8 +81,10 @@ def parse_range(value: str | None) -> list[int]:
     """Expand "0-3,7" to [0, 1, 2, 3, 7], sorted and without duplicates; an empty value gives an empty list."""
     indices: set[int] = set()
     for part in filter(None, (piece.strip() for piece in (value or "").split(","))):
-        first, _, last = part.partition("-")
-        indices |= set(range(int(first), int(last or first) + 1))
+        match = re.fullmatch(r"(\d{1,4})(?:\s*-\s*(\d{1,4}))?", part)
+        if match is None:
+            raise ValueError(f"blocks must be given like 0-5,9; got {value!r}")
+        indices |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
     return sorted(indices)
 
 
@@ -93,15 +98,15 @@ def parse_budget(value: str | int) -> int:
     text = str(value).strip()
     if text in NAMED_BUDGETS:
         return NAMED_BUDGETS[text]
-    if text.isascii() and text.isdigit() and int(text) >= 2:
+    if re.fullmatch(r"[0-9]{1,4}", text) and int(text) >= 2:
         return int(text)
     names = "|".join(NAMED_BUDGETS)
     raise ValueError(f"lemica_step must be a whole number from 2 to the number of steps, or {names}; got {value!r}")
 
 
 def default_budget() -> str | int:
-    """The budget when none is given: the environment variable LEMICA_STEP, else 25."""
-    return os.environ.get("LEMICA_STEP", DEFAULT_BUDGET)
+    """The budget when none is given: the environment variable LEMICA_STEP unless it is empty, else 25."""
+    return os.environ.get("LEMICA_STEP") or DEFAULT_BUDGET
 
 
 # How an argument becomes a field, where it is not taken as it is.
@@ -111,7 +116,7 @@ _FIELD_PARSERS = {
     "no_cache_block_id": parse_range,
     "include_patterns": parse_patterns,
     "lemica_step": lambda value: None if value is None else parse_budget(value),
-    "lemica_mask": lambda value: read_mask(value) if isinstance(value, str) else value,
+    "lemica_mask": lambda value: read_mask(value) if isinstance(value, str) else value and tuple(map(bool, value)),
 }
 
 
@@ -154,7 +159,7 @@ def step_mask(budget: int, num_steps: int) -> StepMask:
 
     Raises ValueError if `budget` is not in 2..num_steps (1 for a single step).
     """
-    if not min(2, num_steps) <= budget <= num_steps:
+    if num_steps < 1 or not min(2, num_steps) <= budget <= num_steps:
         raise ValueError(f"lemica_step must be from 2 to the number of steps, {num_steps}; got {budget}")
     computed = set(_derived_steps(budget, num_steps))
     return tuple(step in computed for step in range(num_steps))
@@ -229,7 +234,7 @@ def read_mask(path: str) -> StepMask:
             content = json.load(file)
     except OSError as error:
         raise ValueError(f"cannot read the mask file {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the mask file {path} is not JSON: write one with python -m lemica plan") from error
     try:
         return _mask_of(content)
@@ -241,11 +246,12 @@ def _mask_of(content) -> StepMask:
     if not isinstance(content, dict) or content.get("format") != MASK_FORMAT:
         raise ValueError(f'its "format" is not "{MASK_FORMAT}": write one with python -m lemica plan')
     num_steps, computed = content.get("num_steps"), content.get("computed_steps")
-    if type(num_steps) is not int or num_steps < 1:
-        raise ValueError(f'"num_steps" must be a positive whole number, got {num_steps!r}')
+    if type(num_steps) is not int or not 1 <= num_steps <= MAX_NUM_STEPS:
+        raise ValueError(f'"num_steps" must be a whole number from 1 to {MAX_NUM_STEPS}')
     if not isinstance(computed, list) or any(type(step) is not int for step in computed):
         raise ValueError('"computed_steps" must be a list of whole numbers')
-    if computed != sorted(set(computed)) or not set(computed) <= set(range(num_steps)):
+    chosen = set(computed)
+    if computed != sorted(chosen) or not chosen <= set(range(num_steps)):
         raise ValueError(f'"computed_steps" must rise from 0 to {num_steps - 1} without repeats')
     if computed[:1] != [0] or computed[-1:] != [num_steps - 1]:
         raise ValueError(f'"computed_steps" must begin with 0 and end with {num_steps - 1}')
@@ -254,23 +260,23 @@ def _mask_of(content) -> StepMask:
     rule = (content.get("reuse", SUPPORTED_REUSE), content.get("forecast", SUPPORTED_FORECAST))
     if rule != (SUPPORTED_REUSE, SUPPORTED_FORECAST):
         raise ValueError(f"it was planned for {rule[0]} + {rule[1]}, this kit reuses the residual and holds it")
-    return tuple(step in set(computed) for step in range(num_steps))
+    return tuple(step in chosen for step in range(num_steps))
 
 
 @dataclass
 class RunReport:
-    """What one call did and how long it took: computed steps (0-based), seconds by step and by stage."""
+    """What one call did and how long it took: computed steps (0-based), seconds by step and by stage.
 
+    `seed` and `prompt` are those that were used: drawn and rewritten, if that was asked for.
+    """
+
+    seed: int
+    prompt: str | list[str]
     num_steps: int
     computed_steps: list[int]
     mask_origin: str
     step_seconds: list[float]
     stage_seconds: dict[str, float]
-
-    @classmethod
-    def of(cls, mask: ResolvedMask, step_seconds: list[float], stage_seconds: dict[str, float]) -> "RunReport":
-        computed = [step for step, runs in enumerate(mask.steps) if runs]
-        return cls(len(mask.steps), computed, mask.origin, step_seconds, dict(stage_seconds))
 
     @property
     def dit_seconds(self) -> float:

@@ -221,7 +221,9 @@ def run(args: argparse.Namespace) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="install.sh", description="Put the kit into a HunyuanVideo-1.5 tree.")
+    parser = argparse.ArgumentParser(
+        prog="install.sh", description="Put the kit into a HunyuanVideo-1.5 tree.", allow_abbrev=False
+    )
     parser.add_argument("target", type=Path, metavar="TARGET", help="the folder that holds hyvideo/")
     parser.add_argument("--force", action="store_true", help="replace files that are edited or of an unknown version")
     parser.add_argument("--uninstall", action="store_true", help="put the tree back as it was")

@@ -51,11 +51,19 @@ def test_budgets_that_are_no_budgets_are_refused(command, capsys, value):
     assert "from 2 to the number of steps" in refusal(command(*LEMICA, "--lemica_step", value), capsys)
 
 
-def test_a_bad_budget_in_the_environment_is_refused(command, capsys, monkeypatch):
-    monkeypatch.setenv("LEMICA_STEP", "many")
-    assert "'many'" in refusal(command(*LEMICA), capsys)
+def test_the_budget_may_come_from_the_environment(command, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("LEMICA_STEP", "3")
-    assert generate.parse_arguments(command(*LEMICA))[1].lemica_step == 3
+    args, state = generate.parse_arguments(command(*LEMICA))
+    assert (args.lemica_step, state.lemica_step) == (3, 3)
+    monkeypatch.setenv("LEMICA_STEP", "")
+    assert "number of steps, 4; got 25" in refusal(command(*LEMICA), capsys)
+    monkeypatch.setenv("LEMICA_STEP", "many")
+    line = refusal(command(*LEMICA), capsys)
+    assert "environment variable LEMICA_STEP" in line
+    assert "'many'" in line
+    mask = {"format": "lemica-mask/1", "num_steps": 4, "computed_steps": [0, 3]}
+    (tmp_path / "mask.json").write_text(json.dumps(mask))
+    assert generate.parse_arguments(command(*LEMICA, "--lemica_mask", str(tmp_path / "mask.json")))[0].lemica_mask
 
 
 def test_a_budget_above_the_step_count_is_refused(command, capsys):
@@ -70,7 +78,7 @@ def test_a_budget_above_the_step_count_is_refused(command, capsys):
     [
         (None, "No such file"),
         ("not json", "not JSON"),
-        ([0, 1, 2], "computes"),
+        ([0, 1, 2], "end with 3"),
         ([1, 2, 3], "begin with 0"),
         ([0, 1, 2, 3, 4], "rise"),
     ],
@@ -81,8 +89,7 @@ def test_bad_mask_files_are_refused(command, capsys, tmp_path, content, fault):
         path.write_text(content)
     elif content is not None:
         path.write_text(json.dumps({"format": "lemica-mask/1", "num_steps": 4, "computed_steps": content}))
-    expected = "end with 3" if content == [0, 1, 2] else fault
-    assert expected in refusal(command(*LEMICA, "--lemica_mask", str(path)), capsys)
+    assert fault in refusal(command(*LEMICA, "--lemica_mask", str(path)), capsys)
 
 
 def test_a_mask_for_another_step_count_is_refused(command, capsys, tmp_path):
@@ -116,7 +123,13 @@ def test_a_mask_for_another_step_count_is_refused(command, capsys, tmp_path):
         (["--lora_path", "missing"], "--lora_path missing does not exist"),
         (["--checkpoint_path", "missing"], "--checkpoint_path missing does not exist"),
         (["--use_fp8_gemm", "true"], "pip install sgl-kernel"),
-        (["--sage_blocks_range", "a-b"], "invalid literal"),
+        (["--sage_blocks_range", "a-b"], "like 0-5,9"),
+        (["--seed", str(2**70)], "64 bits"),
+        (["--aspect_ratio", "1:" + "9" * 400], "16:9"),
+        (["--cache_step_interval", "0"], "at least 1"),
+        (["--prompt", "\udcff"], "UTF-8"),
+        (["--output_path", "n" * 250 + ".mp4"], "too long a name"),
+        (["--enable_step_distill", "true", *LEMICA], "does not go with --enable_step_distill"),
         (["--enable_cach", "true"], "unrecognized arguments"),
     ],
 )
@@ -124,10 +137,42 @@ def test_bad_arguments_are_refused_in_one_line(command, capsys, arguments, fault
     assert fault in refusal(command(*arguments), capsys)
 
 
-def test_lemica_refuses_the_step_distilled_model(command, capsys, reference_image, tmp_path):
-    reference_image.save(tmp_path / "image.png")
-    flags = ["--image_path", str(tmp_path / "image.png"), "--enable_step_distill", "true", *LEMICA]
-    assert "does not go with --enable_step_distill" in refusal(command(*flags), capsys)
+@pytest.mark.parametrize("flag", ["--lora_path", "--checkpoint_path"])
+def test_folders_without_weights_are_refused(command, capsys, tmp_path, flag):
+    assert "holds no" in refusal(command(flag, str(tmp_path)), capsys)
+
+
+def test_a_truncated_image_is_refused(command, capsys, reference_image, tmp_path):
+    whole = tmp_path / "image.png"
+    reference_image.save(whole)
+    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    assert "not an image that can be read" in refusal(command("--image_path", str(whole)), capsys)
+
+
+@pytest.mark.parametrize("nothing", ["", "none", " None "])
+def test_no_image_means_text_to_video(command, nothing):
+    assert generate.task_of(generate.parse_arguments(command("--image_path", nothing))[0]) == "t2v"
+
+
+def test_rewriting_asks_for_the_package_that_it_needs(command, capsys, monkeypatch):
+    found = generate.importlib.util.find_spec
+    monkeypatch.setattr(generate.importlib.util, "find_spec", lambda name: None if name == "openai" else found(name))
+    assert "pip install openai" in refusal(command("--rewrite"), capsys)
+
+
+def test_a_rank_count_that_does_not_divide_the_heads_is_refused(command, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert "3 ranks cannot share the model's 4 heads: pass --nproc_per_node of 1, 2, 4" in refusal(command(), capsys)
+
+
+def test_only_rank_0_speaks_and_the_others_wait_for_it(command, capsys, monkeypatch):
+    waited = []
+    monkeypatch.setattr(generate.time, "sleep", waited.append)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as stop:
+        generate.parse_arguments(command("--aspect_ratio", "16x9"))
+    assert (stop.value.code, capsys.readouterr().err) == (2, "")
+    assert waited == [generate.SECONDS_FOR_RANK_0]
 
 
 def test_upstreams_cache_types_ask_for_angelslim(command, capsys, monkeypatch):
@@ -141,10 +186,17 @@ def test_an_incomplete_checkpoint_is_refused_naming_what_is_missing(command, cap
     shutil.copytree(checkpoint, partial)
     shutil.rmtree(partial / "vision_encoder")
     next((partial / "transformer" / "480p_t2v").glob("*.safetensors")).unlink()
+    (partial / "text_encoder" / "llm" / "tokenizer.json").unlink()
+    (partial / "text_encoder" / "byt5-small" / "config.json").unlink()
+    index = {"weight_map": {"a": "diffusion_pytorch_model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (partial / "vae" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
     line = refusal(command("--model_path", str(partial)), capsys)
+    assert "text_encoder/llm/tokenizer.json" in line
+    assert "text_encoder/byt5-small/config.json" in line
+    assert "vae/model-00002-of-00002.safetensors" in line
+    assert "vae/diffusion" not in line
     assert "transformer/480p_t2v/*.safetensors" in line
     assert "vision_encoder/siglip/image_encoder/config.json" in line
-    assert "vae" not in line
 
 
 def test_an_output_folder_that_takes_no_files_is_refused(command, capsys):
@@ -192,7 +244,16 @@ def test_a_cached_run_writes_video_and_report(tree, command, tmp_path, reference
     assert report["computed_steps"] == [step for step, runs in enumerate(step_mask(3, 4)) if runs]
     assert (report["mask_origin"], report["num_steps"], len(report["step_seconds"])) == ("derived", 4, 4)
     assert report["dit_seconds"] == pytest.approx(sum(report["step_seconds"]))
-    stages = {"model loading", "text encoding", "image encoding", "denoising", "VAE decoding", "file writing"}
+    assert (report["seed"], report["prompt"]) == (123, "a star")
+    stages = {
+        "model loading",
+        "settings",
+        "text encoding",
+        "image encoding",
+        "denoising",
+        "VAE decoding",
+        "file writing",
+    }
     assert set(report["stage_seconds"]) == stages
     assert "3 of 4 steps computed (derived)" in result.stderr
     assert sorted(os.listdir(tmp_path)) == ["image.png", "video.mp4", "video_config.json"]

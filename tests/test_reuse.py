@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from diffusers.hooks import HookRegistry
 from hyvideo.commons.infer_state import InferState, step_mask
 from hyvideo.pipelines.hunyuan_video_pipeline import ResidualCache
 
@@ -181,6 +182,24 @@ def test_a_mask_for_another_step_count_is_refused_before_anything_is_encoded(loa
     monkeypatch.setattr(pipe, "encode_prompt", lambda *_, **__: pytest.fail("the prompt was encoded"))
     with pytest.raises(ValueError, match="the mask is for 6 steps but the sampler runs 7"):
         generate(pipe, MASK, num_inference_steps=7)
+
+
+def test_a_missing_super_resolution_model_is_noticed_before_any_step(load_pipeline):
+    pipe = load_pipeline("480p_t2v")
+    with Trace().watching(pipe.transformer) as trace, pytest.raises(ValueError, match="no super-resolution model"):
+        generate(pipe, enable_sr=True)
+    assert not trace.steps
+
+
+def test_an_offloaded_transformer_is_moved_also_when_others_hooked_it(load_pipeline, monkeypatch):
+    pipe = load_pipeline("480p_t2v")
+    HookRegistry.check_if_exists_or_initialize(pipe.transformer)
+    moves = []
+    monkeypatch.setattr(type(pipe.transformer), "to", lambda _, device: moves.append(str(device)))
+    pipe.enable_offloading = True
+    with pipe.on_device(pipe.transformer):
+        assert moves == ["cpu"]
+    assert moves == ["cpu", "cpu"]
 
 
 def test_replays_continue_a_trajectory_to_the_bit(load_pipeline):

@@ -58,7 +58,7 @@ def test_derived_masks_have_their_budget_interlace_and_leave_no_long_gap(num_ste
     assert step_mask(num_steps, num_steps) == (True,) * num_steps
 
 
-@pytest.mark.parametrize(("budget", "num_steps"), [(1, 50), (51, 50), (0, 50), (-3, 50), (9, 8)])
+@pytest.mark.parametrize(("budget", "num_steps"), [(1, 50), (51, 50), (0, 50), (-3, 50), (9, 8), (0, 0), (-1, -1)])
 def test_impossible_budgets_are_refused(budget, num_steps):
     with pytest.raises(ValueError, match=f"from 2 to the number of steps, {num_steps}"):
         step_mask(budget, num_steps)
@@ -68,7 +68,7 @@ def test_budgets_have_names():
     assert [parse_budget(name) for name in ("slow", "medium", "fast", "ultra", "7", 12)] == [25, 20, 15, 10, 7, 12]
 
 
-@pytest.mark.parametrize("value", ["0", "1", "-3", "abc", "25.5", "", " ", "²", "1e1"])
+@pytest.mark.parametrize("value", ["0", "1", "-3", "abc", "25.5", "", " ", "²", "1e1", "9" * 5000])
 def test_budgets_that_are_no_budgets_are_refused(value):
     with pytest.raises(ValueError, match="whole number from 2"):
         parse_budget(value)
@@ -79,6 +79,8 @@ def test_parse_range_reads_ranges_lists_and_mixtures():
     assert parse_range("5, 1,5") == [1, 5]
     assert parse_range("0-2,7,4-5") == [0, 1, 2, 4, 5, 7]
     assert parse_range("") == parse_range(None) == []
+    with pytest.raises(ValueError, match="like 0-5,9"):
+        parse_range("a-b")
 
 
 def test_without_lemica_every_step_is_computed():
@@ -123,6 +125,7 @@ def test_mask_file_overrides_the_budget(tmp_path):
         ({"format": "lemica-mask/9"}, "format"),
         ({"num_steps": "6"}, "num_steps"),
         ({"num_steps": 0}, "num_steps"),
+        ({"num_steps": 10**27}, "num_steps"),
         ({"computed_steps": "0 2 5"}, "list of whole numbers"),
         ({"computed_steps": [0, 2.0, 5]}, "list of whole numbers"),
         ({"computed_steps": [0, True, 5]}, "list of whole numbers"),
@@ -148,7 +151,13 @@ def test_broken_mask_files_are_refused_by_name(tmp_path, changes, fault):
 def test_missing_and_unreadable_mask_files_are_refused(tmp_path):
     (tmp_path / "text.json").write_text("not json")
     (tmp_path / "list.json").write_text("[]")
-    for name, fault in [("none.json", "No such file"), ("text.json", "not JSON"), ("list.json", "format")]:
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    for name, fault in [
+        ("deep.json", "not JSON"),
+        ("none.json", "No such file"),
+        ("text.json", "not JSON"),
+        ("list.json", "format"),
+    ]:
         with pytest.raises(ValueError, match=fault):
             read_mask(str(tmp_path / name))
 
