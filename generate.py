@@ -30,7 +30,15 @@ from hyvideo.commons import (
     get_rank,
     is_angelslim_available,
 )
-from hyvideo.commons.infer_state import InferState, default_budget, initialize_infer_state, parse_budget, resolve_mask
+from hyvideo.commons.infer_state import (
+    FORECASTS,
+    MOST_KEPT,
+    InferState,
+    default_budget,
+    initialize_infer_state,
+    parse_budget,
+    resolve_mask,
+)
 from PIL import Image
 from torch import distributed as dist
 
@@ -145,6 +153,16 @@ def add_cache_flags(group) -> None:
         help="lemica: computed steps, a number or slow|medium|fast|ultra = 25|20|15|10 (default: $LEMICA_STEP or 25)",
     )
     group.add_argument("--lemica_mask", metavar="FILE", help="lemica: a step mask from python -m lemica plan")
+    group.add_argument(
+        "--lemica_reuse", choices=list(MOST_KEPT), help="lemica: what is reused (default: the mask's, else residual)"
+    )
+    group.add_argument(
+        "--lemica_forecast",
+        choices=list(FORECASTS),
+        metavar="NAME",
+        help=f"lemica: how it is carried to a reused step, {', '.join(FORECASTS)} (default: the mask's, else hold)",
+    )
+    add_switch(group, "--force_mask", False, "lemica: use a mask that was planned for another rule (default: false)")
     group.add_argument("--no_cache_block_id", default="53", help="deepcache: blocks always computed (default: 53)")
     group.add_argument("--cache_start_step", type=int, default=11, help="the other types: first reused step, about")
     group.add_argument("--cache_end_step", type=int, default=45, help="the other types: computed again from here on")

@@ -1,19 +1,21 @@
-"""HunyuanVideo-1.5 pipeline that reuses the residual of the transformer blocks on the steps that a mask names.
+"""HunyuanVideo-1.5 pipeline that skips the transformer blocks on the steps that a mask names, and reuses earlier steps.
 
-Reads top to bottom as data flows: what is kept between steps (ResidualCache), what is measured (Stopwatch,
+Reads top to bottom as data flows: what is kept between steps (ReusedKind, StepCache), what is measured (Stopwatch,
 RunReport), then the pipeline: prepare -> denoise -> decode, the parts that prepare, optimisations, loading.
 A drop-in for upstream's file of the same name: same public names, signatures and behaviour.
 """
 
 import copy
 import inspect
+import math
 import os
 import random
 import re
 import time
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
@@ -34,7 +36,16 @@ from hyvideo.commons import (
     is_angelslim_available,
     parallel_states,
 )
-from hyvideo.commons.infer_state import InferState, ResolvedMask, RunReport, StepMask, resolve_mask
+from hyvideo.commons.infer_state import (
+    InferState,
+    ResolvedMask,
+    ReuseRule,
+    RunReport,
+    StepMask,
+    kept_steps,
+    resolve_mask,
+    reuse_weights,
+)
 from hyvideo.commons.parallel_states import get_parallel_state
 from hyvideo.models.autoencoders.hunyuanvideo_15_vae import AutoencoderKLConv3D
 from hyvideo.models.text_encoders import PROMPT_TEMPLATE, TextEncoder
@@ -56,8 +67,8 @@ GIB = 1024**3
 TEXT_TOKENS = 1000
 BYT5_TOKENS = 256
 BYT5_WIDTH = 1472
-# Side in pixels of the square with a resolution's area. Upstream's four, and two for models that run on a CPU.
-BUCKET_BASE_SIZES = {"96p": 128, "144p": 192, "360p": 480, "480p": 640, "720p": 960, "1080p": 1440}
+# Side in pixels of the square with a resolution's area. Upstream's four, and three for models that run on a CPU.
+BUCKET_BASE_SIZES = {"64p": 64, "96p": 128, "144p": 192, "360p": 480, "480p": 640, "720p": 960, "1080p": 1440}
 HUB_REPOSITORY = "tencent/HunyuanVideo-1.5"
 UPSTREAM_CACHE_HELPERS = {
     "deepcache": "DeepCacheHelper",
@@ -118,82 +129,146 @@ def _broadcast(value: Any) -> Any:
     return values[0]
 
 
-class ResidualCache:
-    """The last residual of a transformer's block stack: its output minus its input, image tokens only.
+@contextmanager
+def _noting_block_stack(net: HunyuanVideo_1_5_DiffusionTransformer, note: Callable[..., torch.Tensor]):
+    """Yields a list that, after a forward inside, holds `note(blocks' input, blocks' output)`, image tokens only."""
+    ends = []
+    noted: list[torch.Tensor] = []
 
-    One tensor (B, L, hidden) for the whole CFG batch, in the dtype of the block stack, sharded like the tokens.
-    Source of the idea of step-level reuse: LeMiCa, arXiv 2511.00090.
+    def before_blocks(_module, _args, kwargs):
+        ends.append(kwargs["img"])
+
+    def after_blocks(_module, args):
+        # The input is let go at once: the final layer need not find room beside it.
+        noted.append(note(ends.pop(), args[0]))
+
+    hooks = (
+        net.double_blocks[0].register_forward_pre_hook(before_blocks, with_kwargs=True),
+        net.final_layer.register_forward_pre_hook(after_blocks),
+    )
+    try:
+        yield noted
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _compute_residual(net: HunyuanVideo_1_5_DiffusionTransformer, inputs: dict[str, Any]):
+    with _noting_block_stack(net, lambda start, end: end - start) as noted:
+        return net(**inputs)[0], *noted
+
+
+def _compute_output(net: HunyuanVideo_1_5_DiffusionTransformer, inputs: dict[str, Any]):
+    # A copy, because it is a view of image and text tokens joined.
+    with _noting_block_stack(net, lambda _, end: end.clone()) as noted:
+        return net(**inputs)[0], *noted
+
+
+def _compute_velocity(net: HunyuanVideo_1_5_DiffusionTransformer, inputs: dict[str, Any]):
+    velocity = net(**inputs)[0]
+    return velocity, velocity
+
+
+def _from_residual(net: HunyuanVideo_1_5_DiffusionTransformer, inputs: dict[str, Any], carried: torch.Tensor):
+    tokens = net.img_in(inputs["hidden_states"])
+    parallel = get_parallel_state()
+    shard = _split(tokens, dim=1)[parallel.sp_rank] if parallel.sp_enabled else tokens
+    return _from_output(net, inputs, shard + carried)
+
+
+def _from_output(net: HunyuanVideo_1_5_DiffusionTransformer, inputs: dict[str, Any], carried: torch.Tensor):
+    """The end of upstream's forward: final layer, gathering the ranks' parts, unpatchify."""
+    grid = [size // patch for size, patch in zip(inputs["hidden_states"].shape[2:], net.patch_size, strict=True)]
+    velocity = net.final_layer(carried, _modulation(net, inputs))
+    if get_parallel_state().sp_enabled:
+        velocity = _gather(velocity, [len(part) for part in _split(torch.arange(math.prod(grid)), dim=0)])
+    return net.unpatchify(velocity, *grid)
+
+
+def _modulation(net: HunyuanVideo_1_5_DiffusionTransformer, inputs: dict[str, Any]) -> torch.Tensor:
+    """The vector (B, hidden) that modulates the final layer, from timestep, guidance and pooled text."""
+    vector = net.time_in(inputs["timestep"])
+    if inputs["text_states_2"] is not None:
+        vector = vector + net.vector_in(inputs["text_states_2"])
+    if net.guidance_embed:
+        vector = vector + net.guidance_in(inputs["guidance"])
+    if inputs["timestep_r"] is not None:
+        vector = vector + net.time_r_in(inputs["timestep_r"])
+    return vector
+
+
+@dataclass(frozen=True)
+class ReusedKind:
+    """One kind of tensor to reuse.
+
+    compute: upstream's forward, unchanged, on its keyword arguments -> its output (B, C, T, H, W) and what to keep.
+    velocity: the output (B, C, T, H, W) that follows from such a tensor with the current step's arguments.
+    modules: names of the transformer's modules that `velocity` runs, those that the model has.
     """
 
-    def __init__(self, transformer: HunyuanVideo_1_5_DiffusionTransformer):
+    compute: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    velocity: Callable[..., torch.Tensor]
+    modules: tuple[str, ...] = ()
+
+
+_END_MODULES = ("time_in", "vector_in", "guidance_in", "time_r_in", "final_layer")
+# Residual and output are (B, L, hidden), in the dtype of the block stack, sharded like the image tokens. The velocity
+# is whole on every rank, (B, C, T, H, W), so that reusing it needs no collective. B is the whole CFG batch.
+REUSED_KINDS = {
+    "residual": ReusedKind(_compute_residual, _from_residual, ("img_in", *_END_MODULES)),
+    "output": ReusedKind(_compute_output, _from_output, _END_MODULES),
+    "velocity": ReusedKind(_compute_velocity, lambda _net, _inputs, carried: carried),
+}
+
+
+def combined(weights: Sequence[float], tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The sum of `tensors`, oldest first, with `weights` that sum to 1; a single tensor is returned as it is.
+
+    Summed up as the newest plus weighted differences from it: these are small, and so is what bfloat16 rounds away.
+    """
+    newest = total = tensors[-1]
+    for weight, tensor in zip(weights[:-1], tensors[:-1], strict=True):
+        total = total.add(tensor - newest, alpha=weight)
+    return total
+
+
+class StepCache:
+    """What computed steps leave for reused ones: the last few tensors of the kind that the rule names, oldest first.
+
+    Source of the idea of step-level reuse: LeMiCa, arXiv 2511.00090, whose released kit in effect reuses the output and
+    holds it.
+    """
+
+    def __init__(self, transformer: HunyuanVideo_1_5_DiffusionTransformer, rule: ReuseRule | None = None):
+        rule = rule or ReuseRule()
         self.transformer = transformer
-        self.residual: torch.Tensor | None = None
+        self.kind = REUSED_KINDS[rule.reuse]
+        self.history = rule.history
+        self.kept: list[torch.Tensor] = []
 
     def compute(self, inputs: dict[str, Any], keep: bool) -> torch.Tensor:
-        """Upstream's forward, unchanged; with `keep`, remember what its blocks added. Returns (B, C, T, H, W)."""
-        self.residual = None
+        """Upstream's forward, unchanged, (B, C, T, H, W); with `keep` its tensor joins the kept ones.
+
+        Without `keep` no reused step needs this tensor, nor any older one: all are let go before the forward.
+        """
+        del self.kept[: max(0, len(self.kept) - self.history + 1) if keep else None]
         if not keep:
             return self.transformer(**inputs)[0]
-        with self._recording():
-            return self.transformer(**inputs)[0]
+        velocity, tensor = self.kind.compute(self.transformer, inputs)
+        self.kept.append(tensor)
+        return velocity
 
-    def reuse(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """The transformer's output if its blocks added the kept residual: no block, no text path. (B, C, T, H, W)."""
-        net = self.transformer
-        tokens = net.img_in(inputs["hidden_states"])
-        modulation = self._modulation(inputs)
-        parallel = get_parallel_state()
-        shard = _split(tokens, dim=1)[parallel.sp_rank] if parallel.sp_enabled else tokens
-        velocity = net.final_layer(shard + self.residual, modulation)
-        grid = [size // patch for size, patch in zip(inputs["hidden_states"].shape[2:], net.patch_size, strict=True)]
-        if parallel.sp_enabled:
-            velocity = _gather(velocity, [len(part) for part in _split(torch.arange(tokens.shape[1]), dim=0)])
-        return net.unpatchify(velocity, *grid)
+    def reuse(self, inputs: dict[str, Any], weights: Sequence[float]) -> torch.Tensor:
+        """The transformer's output (B, C, T, H, W) by the kept tensors with their weights: no block, no text path."""
+        return self.kind.velocity(self.transformer, inputs, combined(weights, self.kept))
 
     def clear(self) -> None:
-        self.residual = None
+        self.kept.clear()
 
     def reuse_modules(self) -> list[torch.nn.Module]:
         """The modules that a reused step runs."""
-        names = ("img_in", "time_in", "vector_in", "guidance_in", "time_r_in", "final_layer")
-        modules = (getattr(self.transformer, name) for name in names)
+        modules = (getattr(self.transformer, name) for name in self.kind.modules)
         return [module for module in modules if module is not None]
-
-    @contextmanager
-    def _recording(self):
-        blocks_input = None
-
-        def before_blocks(_module, _args, kwargs):
-            nonlocal blocks_input
-            blocks_input = kwargs["img"]
-
-        def after_blocks(_module, args):
-            nonlocal blocks_input
-            self.residual = args[0] - blocks_input
-            blocks_input = None
-
-        net = self.transformer
-        hooks = (
-            net.double_blocks[0].register_forward_pre_hook(before_blocks, with_kwargs=True),
-            net.final_layer.register_forward_pre_hook(after_blocks),
-        )
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _modulation(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """The vector (B, hidden) that modulates the final layer, from timestep, guidance and pooled text."""
-        net = self.transformer
-        vector = net.time_in(inputs["timestep"])
-        if inputs["text_states_2"] is not None:
-            vector = vector + net.vector_in(inputs["text_states_2"])
-        if net.guidance_embed:
-            vector = vector + net.guidance_in(inputs["guidance"])
-        if inputs["timestep_r"] is not None:
-            vector = vector + net.time_r_in(inputs["timestep_r"])
-        return vector
 
 
 class Stopwatch:
@@ -253,6 +328,7 @@ class GenerationSettings:
     scheduler: FlowMatchDiscreteScheduler
     timesteps: torch.Tensor
     mask: ResolvedMask
+    rule: ReuseRule
     seed: int
     generator: torch.Generator | list[torch.Generator]
 
@@ -270,7 +346,8 @@ class DenoiseInputs:
     """All that the denoising loop reads.
 
     noise (B, 32, T, H, W) and condition (B or 2B with CFG, 33, T, H, W) are concatenated on the channels at every
-    step; transformer_kwargs go to the transformer unchanged at every step, step_kwargs to the scheduler.
+    step; transformer_kwargs go to the transformer unchanged at every step, step_kwargs to the scheduler. The mask says
+    which steps are computed, the rule what the others reuse.
     """
 
     noise: torch.Tensor
@@ -280,6 +357,7 @@ class DenoiseInputs:
     mask: StepMask
     transformer_kwargs: dict[str, Any]
     step_kwargs: dict[str, Any]
+    rule: ReuseRule = field(default_factory=ReuseRule)
 
 
 class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
@@ -462,6 +540,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
             step_kwargs=self.prepare_extra_func_kwargs(
                 settings.scheduler.step, {"generator": settings.generator, "eta": 0.0}
             ),
+            rule=settings.rule,
         )
 
     @torch.no_grad()
@@ -474,19 +553,20 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         start: int = 0,
         stop: int | None = None,
         latents: torch.Tensor | None = None,
-        cache: ResidualCache | None = None,
+        cache: StepCache | None = None,
         on_step=None,
     ) -> torch.Tensor:
         """Run the sampler's steps `start` to `stop` - 1; returns the latents after them (B, 32, T, H, W), float32.
 
         Generation needs `inputs` alone and runs every step. To replay part of a trajectory, give another `mask`, the
-        `latents` before step `start` and, if that step is reused, a `cache` that holds a residual;
-        `on_step(index, latents)` is called after every step.
+        `latents` before step `start` and, if that step is reused, a `cache` for the inputs' rule that holds what the
+        computed steps before it leave; `on_step(index, latents)` is called after every step.
         """
         clock = clock or Stopwatch(self.execution_device)
         mask = mask or inputs.mask
         latents = inputs.noise if latents is None else latents
-        cache = cache or ResidualCache(self.transformer)
+        cache = cache or StepCache(self.transformer, inputs.rule)
+        keep, weights = self._reuse_plan(mask, inputs)
         # A copy, because the scheduler counts its steps: every pass counts anew.
         scheduler = copy.copy(inputs.scheduler)
         steps = range(len(inputs.timesteps))[start:stop]
@@ -497,10 +577,9 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         with self.progress_bar(total=len(steps)) as bar, self.on_device(self.transformer), self._clearing(cache):
             clock.mark()
             for i in steps:
-                model_inputs = self._transformer_inputs(i, latents, inputs)
-                next_reuses = i + 1 < len(mask) and not mask[i + 1]
+                arguments = self._transformer_inputs(i, latents, inputs)
                 with self._autocast(self.target_dtype, self.autocast_enabled):
-                    velocity = cache.compute(model_inputs, keep=next_reuses) if mask[i] else cache.reuse(model_inputs)
+                    velocity = cache.compute(arguments, keep[i]) if mask[i] else cache.reuse(arguments, weights[i])
                 velocity = self._guide(velocity)
                 latents = scheduler.step(
                     velocity, inputs.timesteps[i], latents, **inputs.step_kwargs, return_dict=False
@@ -533,6 +612,16 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         ):
             frames = self.vae.decode(latents, return_dict=False, generator=generator)[0]
         return (frames / 2 + 0.5).clamp(0, 1).cpu().float()
+
+    def _reuse_plan(
+        self, mask: StepMask, inputs: DenoiseInputs
+    ) -> tuple[tuple[bool, ...], tuple[tuple[float, ...], ...]]:
+        """For every step, whether its tensor is kept, and how the kept ones are weighted: known before the first.
+
+        So the loop need not wait for the device, and ranks cannot diverge.
+        """
+        sigmas = (inputs.timesteps / inputs.scheduler.config.num_train_timesteps).tolist()
+        return kept_steps(mask, inputs.rule.history), reuse_weights(mask, sigmas, inputs.rule.forecast)
 
     def _transformer_inputs(self, i: int, latents: torch.Tensor, inputs: DenoiseInputs) -> dict[str, Any]:
         """The transformer's keyword arguments at step `i`: the CFG batch is [negative, positive]."""
@@ -609,6 +698,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
             **self.prepare_extra_func_kwargs(self.scheduler.set_timesteps, {"n_tokens": int(np.prod(latent_size))}),
         )
         mask = resolve_mask(self.infer_state, len(timesteps))
+        rule = self.infer_state.rule if self.infer_state else ReuseRule()
         seed = _broadcast(random.randint(100000, 999999) if seed in (None, -1) else seed)
         settings = GenerationSettings(
             prompt=self._rewrite(prompt, image, task) if prompt_rewrite else prompt,
@@ -621,6 +711,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
             scheduler=self.scheduler,
             timesteps=timesteps,
             mask=mask,
+            rule=rule,
             seed=seed,
             generator=generator or torch.Generator(device=self.noise_init_device).manual_seed(seed),
         )
@@ -675,7 +766,8 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
             f"guidance {self.guidance_scale}, shift {settings.scheduler.config.shift}, "
             f"attention {self.transformer.attn_mode}, {self.transformer.dtype}, prompt: {settings.prompt}"
         )
-        logger.info(f"{sum(steps)} of {len(steps)} steps computed ({settings.mask.origin} mask)")
+        reused = "" if all(steps) else f", the others reuse: {settings.rule}"
+        logger.info(f"{sum(steps)} of {len(steps)} steps computed ({settings.mask.origin} mask){reused}")
 
     def _encode_text(self, settings: GenerationSettings) -> dict[str, Any]:
         """The transformer's text arguments; with CFG the batch is [negative, positive]."""
@@ -969,7 +1061,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
             model.to("cpu")
 
     @contextmanager
-    def _clearing(self, cache: ResidualCache):
+    def _clearing(self, cache: StepCache):
         """Leave nothing behind, neither in our cache nor in upstream's, however the block ends."""
         if self.cache_helper is not None:
             self.cache_helper.clear_states()
@@ -1174,12 +1266,15 @@ def _existing(path: str) -> str:
 
 
 def _report(settings: GenerationSettings, clock: Stopwatch) -> RunReport:
+    steps, rule = settings.mask.steps, settings.rule
     return RunReport(
         seed=settings.seed,
         prompt=settings.prompt,
-        num_steps=len(settings.mask.steps),
-        computed_steps=[step for step, computed in enumerate(settings.mask.steps) if computed],
+        num_steps=len(steps),
+        computed_steps=[step for step, computed in enumerate(steps) if computed],
         mask_origin=settings.mask.origin,
+        reuse=None if all(steps) else rule.reuse,
+        forecast=None if all(steps) else rule.forecast,
         step_seconds=clock.step_seconds(),
         stage_seconds=dict(clock.stages),
     )

@@ -1,7 +1,8 @@
-"""What a generation run shall do, and what it did: switches, step masks, report. Pure Python, imports without torch.
+"""What a generation run shall do, and what it did: switches, step masks, reuse rules, report. Imports without torch.
 
-A step mask has one boolean per denoising step: True runs the transformer blocks (a computed step), False reuses
-their last residual (a reused step). Masks come from three places, told apart by ``ResolvedMask.origin``:
+A step mask has one boolean per denoising step: True runs the transformer blocks (a computed step), False reuses what
+computed steps have left (a reused step). A reuse rule says what that is and how it is carried to a reused step
+(``ReuseRule``). Masks come from three places, told apart by ``ResolvedMask.origin``:
 
 released  the four masks that the LeMiCa authors published for HunyuanVideo-1.5 at 50 steps (arXiv 2511.00090)
 derived   any other budget or step count, interpolated from the released ones by ``step_mask``
@@ -13,7 +14,8 @@ import math
 import os
 import re
 from bisect import bisect_left
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from itertools import accumulate, pairwise
 from typing import NamedTuple
@@ -33,10 +35,44 @@ DEFAULT_BUDGET = 25
 MASK_FORMAT = "lemica-mask/1"
 # The scheduler knows 1000 time steps; more could not be told apart.
 MAX_NUM_STEPS = 1000
-SUPPORTED_REUSE = "residual"
-SUPPORTED_FORECAST = "hold"
+# What can be reused, and how many tensors of it may be kept: three of the size of a residual. A velocity has as many
+# numbers a token as the latents have channels (32), not as the transformer is wide (2048), so that one more is nothing.
+MOST_KEPT = {"residual": 3, "output": 3, "velocity": 4}
 
 StepMask = tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class ReuseRule:
+    """What a reused step reuses, and how it is carried there from the computed steps before it.
+
+    reuse: "residual", what the block stack adds to its input; "output", what it gives to the final layer; "velocity",
+        what the transformer gives, before classifier-free guidance.
+    forecast: a name in FORECASTS; "hold" takes the last computed step's tensor as it is.
+
+    Raises ValueError, in one line, for unknown names and for a pair that would keep too many tensors.
+    """
+
+    reuse: str = "residual"
+    forecast: str = "hold"
+
+    def __post_init__(self):
+        for name, known in (("reuse", MOST_KEPT), ("forecast", FORECASTS)):
+            if getattr(self, name) not in list(known):
+                raise ValueError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r:.60}")
+        if self.history > MOST_KEPT[self.reuse]:
+            raise ValueError(
+                f"forecast {self.forecast} keeps {self.history} tensors, which is too much memory for the {self.reuse}:"
+                f" choose reuse velocity, or a forecast that keeps at most {MOST_KEPT[self.reuse]}"
+            )
+
+    @property
+    def history(self) -> int:
+        """How many tensors the forecast keeps at most."""
+        return FORECASTS[self.forecast].keeps
+
+    def __str__(self) -> str:
+        return f"{self.reuse} + {self.forecast}"
 
 
 class ResolvedMask(NamedTuple):
@@ -46,9 +82,20 @@ class ResolvedMask(NamedTuple):
     origin: str
 
 
+class PlannedMask(NamedTuple):
+    """What a mask file holds: a step mask, and the rule that it was planned for."""
+
+    steps: StepMask
+    rule: ReuseRule
+
+
 @dataclass
 class InferState:
-    """Inference switches of one run; the fields before ``lemica_step`` are upstream's, with upstream's defaults."""
+    """Inference switches of one run; the fields before ``lemica_step`` are upstream's, with upstream's defaults.
+
+    `lemica_mask_rule` is the rule that the mask was planned for, None where no mask file says so; the run obeys
+    `lemica_reuse` and `lemica_forecast`.
+    """
 
     enable_sageattn: bool = False
     sage_blocks_range: list[int] | None = None
@@ -68,10 +115,18 @@ class InferState:
 
     lemica_step: int | None = None
     lemica_mask: StepMask | None = None
+    lemica_mask_rule: ReuseRule | None = None
+    lemica_reuse: str = "residual"
+    lemica_forecast: str = "hold"
 
     @property
     def uses_lemica(self) -> bool:
         return self.enable_cache and self.cache_type == "lemica"
+
+    @property
+    def rule(self) -> ReuseRule:
+        """What this run reuses and how; raises ValueError if its names are unknown."""
+        return ReuseRule(self.lemica_reuse, self.lemica_forecast)
 
 
 _infer_state: InferState | None = None
@@ -116,25 +171,53 @@ _FIELD_PARSERS = {
     "no_cache_block_id": parse_range,
     "include_patterns": parse_patterns,
     "lemica_step": lambda value: None if value is None else parse_budget(value),
-    "lemica_mask": lambda value: read_mask(value) if isinstance(value, str) else value and tuple(map(bool, value)),
 }
+# Fields that depend on each other, and are set together.
+_RULE_FIELDS = ("lemica_mask", "lemica_mask_rule", "lemica_reuse", "lemica_forecast")
 
 
 def initialize_infer_state(args) -> InferState:
     """Build the run's InferState from parsed arguments and make it what ``get_infer_state`` returns.
 
-    Arguments that are absent keep their field's default. ``lemica_mask`` may be the path of a mask file.
-    Raises ValueError for a budget or mask file that cannot be used.
+    Arguments that are absent keep their field's default. ``lemica_mask`` may be the path of a mask file; unless
+    ``lemica_reuse`` and ``lemica_forecast`` say otherwise, its rule is used.
+    Raises ValueError for a budget, rule or mask file that cannot be used, and for a mask planned for another rule than
+    the one asked for, unless ``force_mask`` is true.
     """
     global _infer_state
     values = {}
-    for name in (item.name for item in fields(InferState)):
+    for name in (item.name for item in fields(InferState) if item.name not in _RULE_FIELDS):
         argument = _ARGUMENT_OF_FIELD.get(name, name)
         if hasattr(args, argument):
             parse = _FIELD_PARSERS.get(name)
             values[name] = parse(getattr(args, argument)) if parse else getattr(args, argument)
-    _infer_state = InferState(**values)
+    _infer_state = InferState(**values, **_rule_fields(args))
     return _infer_state
+
+
+def _rule_fields(args) -> dict:
+    mask = getattr(args, "lemica_mask", None)
+    steps, planned = read_mask(mask) if isinstance(mask, str) else (mask and tuple(map(bool, mask)), None)
+    asked = (getattr(args, name, None) for name in ("lemica_reuse", "lemica_forecast"))
+    rule = chosen_rule(*asked, planned, force=getattr(args, "force_mask", False))
+    return dict(zip(_RULE_FIELDS, (steps, planned, rule.reuse, rule.forecast), strict=True))
+
+
+def chosen_rule(
+    reuse: str | None, forecast: str | None, planned: ReuseRule | None = None, force: bool = False
+) -> ReuseRule:
+    """The rule of a run: what is asked for, else what the mask was `planned` for, else residual + hold.
+
+    Raises ValueError, saying what to type, if that is not the mask's own rule; not with `force`.
+    """
+    own = planned or ReuseRule()
+    rule = ReuseRule(reuse or own.reuse, forecast or own.forecast)
+    if planned and rule != planned and not force:
+        raise ValueError(
+            f"the mask was planned for {planned}, not for {rule}: type --lemica_reuse {planned.reuse} "
+            f"--lemica_forecast {planned.forecast}, or --force_mask true to use it all the same"
+        )
+    return rule
 
 
 def get_infer_state() -> InferState | None:
@@ -227,8 +310,11 @@ def _fitting(mask: StepMask, num_steps: int) -> StepMask:
     return mask
 
 
-def read_mask(path: str) -> StepMask:
-    """Read a mask file (format lemica-mask/1); raises ValueError with one line that names the file and the fault."""
+def read_mask(path: str) -> PlannedMask:
+    """Read a mask file (format lemica-mask/1); one that names no rule was planned for residual + hold.
+
+    Raises ValueError with one line that names the file and the fault.
+    """
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
@@ -237,7 +323,7 @@ def read_mask(path: str) -> StepMask:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the mask file {path} is not JSON: write one with python -m lemica plan") from error
     try:
-        return _mask_of(content)
+        return PlannedMask(_mask_of(content), _rule_of(content))
     except ValueError as error:
         raise ValueError(f"the mask file {path} cannot be used: {error}") from error
 
@@ -257,17 +343,159 @@ def _mask_of(content) -> StepMask:
         raise ValueError(f'"computed_steps" must begin with 0 and end with {num_steps - 1}')
     if content.get("budget", len(computed)) != len(computed):
         raise ValueError(f'"budget" says {content["budget"]!r} but {len(computed)} steps are computed')
-    rule = (content.get("reuse", SUPPORTED_REUSE), content.get("forecast", SUPPORTED_FORECAST))
-    if rule != (SUPPORTED_REUSE, SUPPORTED_FORECAST):
-        raise ValueError(f"it was planned for {rule[0]} + {rule[1]}, this kit reuses the residual and holds it")
     return tuple(step in chosen for step in range(num_steps))
+
+
+def _rule_of(content: dict) -> ReuseRule:
+    return ReuseRule(**{name: content[name] for name in ("reuse", "forecast") if name in content})
+
+
+# From positions of kept tensors, oldest first, and the position of a reused step, to one weight for each tensor.
+Weights = Callable[[Sequence[float], float], tuple[float, ...]]
+
+
+def polynomial(degree: int) -> Weights:
+    """The polynomial of `degree` through the kept tensors, by least squares where there are more than it needs.
+
+    With tensors F_k at positions p_k the value at x is sum_k w_k F_k with w_k = sum_d q_d(x) q_d(p_k) / |q_d|^2, where
+    q_0 ... q_degree are the polynomials orthogonal on the p_k (three-term recurrence; G. Forsythe, 1957). With two
+    tensors, degree 1 is TaylorSeer's first order (arXiv 2503.06923). With fewer tensors than it needs the degree falls.
+    """
+
+    def weights(positions: Sequence[float], target: float) -> tuple[float, ...]:
+        here, there = [1.0] * len(positions), 1.0
+        here_before, there_before, norm_before = [0.0] * len(positions), 0.0, math.inf
+        total = [0.0] * len(positions)
+        for _ in range(min(degree, len(positions) - 1) + 1):
+            norm = sum(q * q for q in here)
+            total = [w + there * q / norm for w, q in zip(total, here, strict=True)]
+            centre = sum(p * q * q for p, q in zip(positions, here, strict=True)) / norm
+            ratio = norm / norm_before
+            triples = zip(positions, here, here_before, strict=True)
+            here, here_before = [(p - centre) * q - ratio * before for p, q, before in triples], here
+            there, there_before, norm_before = (target - centre) * there - ratio * there_before, there, norm
+        return tuple(total)
+
+    return weights
+
+
+def series(*terms: Callable[[float], float]) -> Weights:
+    """F + sum_n term_n(x - p) F[n], where p is the newest position and F[n] the n-th divided difference, F' / n!.
+
+    With term_n(d) = d^n it is TaylorSeer (arXiv 2503.06923), whose derivatives are backward differences too. With
+    fewer tensors than terms the last terms are left out.
+    """
+
+    def weights(positions: Sequence[float], target: float) -> tuple[float, ...]:
+        distance = target - positions[-1]
+        total = [0.0] * (len(positions) - 1) + [1.0]
+        for order, term in enumerate(terms[: len(positions) - 1], start=1):
+            first = len(positions) - 1 - order
+            for k in range(first, len(positions)):
+                others = (positions[k] - p for p in (*positions[first:k], *positions[k + 1 :]))
+                total[k] += term(distance) / math.prod(others)
+        return tuple(total)
+
+    return weights
+
+
+def _hermite(order: int) -> Callable[[float], float]:
+    """The scaled Hermite polynomial s^n H_n(s d), with H_1(x) = 2x, H_2(x) = 4x^2 - 2 and s = 0.5."""
+    scale = 0.5
+    polynomials = {1: lambda x: 2 * x, 2: lambda x: 4 * x * x - 2}
+    return lambda distance: scale**order * polynomials[order](scale * distance)
+
+
+def undamped(_: int) -> float:
+    return 1.0
+
+
+def halved(_: int) -> float:
+    return 0.5
+
+
+def decaying(distance: int) -> float:
+    """1 / (1 + d), d steps after the last computed one: a line in step index never goes farther than one step."""
+    return 1 / (1 + distance)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """How kept tensors become the tensor of a reused step: a linear combination, so that it is known by its weights.
+
+    keeps: how many tensors it wants at most, of the last computed steps.
+    weights: from their positions and the reused step's to a weight each; they sum to 1.
+    coordinate: what a position is, the noise level "sigma" (1 to 0) or the "step" index.
+    damping: how much of the way from the newest tensor to the forecast is gone, by distance in steps.
+    """
+
+    keeps: int
+    weights: Weights
+    coordinate: str = "step"
+    damping: Callable[[int], float] = undamped
+
+    def at(self, positions: Sequence[float], target: float, distance: int) -> tuple[float, ...]:
+        """Weights of the tensors kept at `positions`, oldest first, `distance` steps after the last of them."""
+        share = self.damping(distance)
+        *older, newest = (share * weight for weight in self.weights(positions, target))
+        return (*older, newest + (1 - share))
+
+
+# Halfway between newest and line is the line's mean over the way: as a velocity, an average velocity, which is the view
+# that MeanCache (arXiv 2601.19961) takes.
+_IN_BOTH_COORDINATES = {
+    "linear": Forecast(2, polynomial(1)),
+    "damped": Forecast(2, polynomial(1), damping=halved),
+    "decaying": Forecast(2, polynomial(1), damping=decaying),
+    "quadratic": Forecast(3, polynomial(2)),
+    "damped-quadratic": Forecast(3, polynomial(2), damping=halved),
+    "line-fit": Forecast(3, polynomial(1)),
+    "parabola-fit": Forecast(4, polynomial(2)),
+}
+# HiCache (arXiv 2508.16984) puts Hermite polynomials in the place of the powers; with this scale its first order is
+# damped-step. Both it and TaylorSeer count in steps.
+FORECASTS: dict[str, Forecast] = {
+    "hold": Forecast(1, polynomial(0)),
+    **{
+        f"{name}-{coordinate}": replace(forecast, coordinate=coordinate)
+        for name, forecast in _IN_BOTH_COORDINATES.items()
+        for coordinate in ("sigma", "step")
+    },
+    "taylor-step": Forecast(3, series(lambda d: d, lambda d: d * d)),
+    "hermite1-step": Forecast(2, series(_hermite(1))),
+    "hermite2-step": Forecast(3, series(_hermite(1), _hermite(2))),
+}
+
+
+def kept_steps(mask: StepMask, history: int) -> tuple[bool, ...]:
+    """Which steps leave a tensor: computed ones that a reused one follows before `history` more are computed."""
+    return tuple(computed and not all(mask[step + 1 : step + 1 + history]) for step, computed in enumerate(mask))
+
+
+def reuse_weights(mask: StepMask, sigmas: Sequence[float], forecast: str) -> tuple[tuple[float, ...], ...]:
+    """For every reused step the weights of the tensors kept by then, oldest first; for a computed one none.
+
+    `sigmas` holds every step's noise level. Step 0 must be computed.
+    """
+    chosen = FORECASTS[forecast]
+    positions = {"sigma": sigmas, "step": range(len(mask))}[chosen.coordinate]
+    weights: list[tuple[float, ...]] = []
+    sources: list[int] = []
+    for step, computed in enumerate(mask):
+        if computed:
+            sources = [*sources, step][-chosen.keeps :]
+            weights.append(())
+        else:
+            weights.append(chosen.at([positions[k] for k in sources], positions[step], step - sources[-1]))
+    return tuple(weights)
 
 
 @dataclass
 class RunReport:
     """What one call did and how long it took: computed steps (0-based), seconds by step and by stage.
 
-    `seed` and `prompt` are those that were used: drawn and rewritten, if that was asked for.
+    `seed` and `prompt` are those that were used: drawn and rewritten, if that was asked for. `reuse` and `forecast`
+    are the rule of the reused steps, None where every step was computed.
     """
 
     seed: int
@@ -275,6 +503,8 @@ class RunReport:
     num_steps: int
     computed_steps: list[int]
     mask_origin: str
+    reuse: str | None
+    forecast: str | None
     step_seconds: list[float]
     stage_seconds: dict[str, float]
 

@@ -28,6 +28,7 @@ from typing import Any
 from lemica.checkpoints import Checkpoints, Unit, units_of_rank
 from lemica.edges import EXACT, FAST, Work, sample_graph, work_for
 from lemica.graph import merge_graphs, write_graph
+from lemica.masks import FORECASTS, REUSED, ReuseRule
 
 EXAMPLES = """\
 examples:
@@ -61,6 +62,8 @@ _MODEL_OPTIONS = {
     "quant_type": ("TYPE", "kind of fp8 (default: fp8-per-token-sgl)"),
     "include_patterns": ("NAMES", "modules in fp8 (default: double_blocks)"),
 }
+# Our own options that decide the numbers, beside prompts and images.
+_SETTINGS = ("seeds", "num_inference_steps", "flow_shift", "max_gap", "edges", "reuse", "forecast")
 # These do not change what is measured.
 _MEMORY_OPTIONS = {
     "offloading": ("BOOL", "keep models on the CPU while they are not used (default: true)"),
@@ -84,6 +87,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_gap", type=int, default=8, metavar="D", help="longest gap to measure, 2 to N - 1 (default: 8, or N - 1)"
     )
     group.add_argument("--edges", choices=[FAST, EXACT], default=FAST, help="how edges are measured (default: fast)")
+    group.add_argument(
+        "--reuse", choices=REUSED, default=ReuseRule.reuse, help="what reused steps reuse (default: residual)"
+    )
+    group.add_argument(
+        "--forecast",
+        choices=FORECASTS,
+        default=ReuseRule.forecast,
+        metavar="NAME",
+        help=f"how it is carried to them: {', '.join(FORECASTS)} (default: hold)",
+    )
     group.add_argument("--output", type=Path, required=True, metavar="GRAPH", help="graph file to write")
     _add_passed_on(parser.add_argument_group("model and video, as in generate.py"), _MODEL_OPTIONS)
     _add_passed_on(parser.add_argument_group("memory, as in generate.py"), _MEMORY_OPTIONS)
@@ -145,6 +158,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--max_gap must be at least 2, got {args.max_gap}")
     if args.output.exists():
         raise ValueError(f"--output {args.output} is there already: give another name, or delete it first")
+    ReuseRule(args.reuse, args.forecast)
 
 
 def _prompts(path: Path) -> list[str]:
@@ -199,6 +213,8 @@ def _requests(
         aspect_ratio=options.aspect_ratio,
         video_length=options.video_length,
         negative_prompt=options.negative_prompt,
+        reuse=args.reuse,
+        forecast=args.forecast,
     )
     pictures = images * len(prompts) if len(images) == 1 else images
     shown = zip(prompts, pictures, strict=True)
@@ -215,7 +231,7 @@ def _settings(
     return {
         "prompts": f"FILE with SHA-256 {_digest(chr(10).join(prompts).encode())}",
         "image_path": [f"FILE with SHA-256 {_digest(Path(image).read_bytes())}" for image in images if image] or None,
-        **{name: getattr(args, name) for name in ("seeds", "num_inference_steps", "flow_shift", "max_gap", "edges")},
+        **{name: getattr(args, name) for name in _SETTINGS},
         **{name: getattr(options, name) for name in _MODEL_OPTIONS},
     }
 
@@ -274,8 +290,8 @@ def _measure(
     with tqdm(total=total, unit="forward", disable=not show_progress) as progress:
         for unit, share in zip(units, shares, strict=True):
             inputs = replay.prepare(pipe, **requests[unit.sample])
-            size = num_steps * replay.residual_bytes(pipe, inputs) / GIB
-            progress.set_description(f"sample {unit.sample + 1} of {len(requests)}, residuals {size:.2g} GiB")
+            size = num_steps * replay.recorded_bytes(pipe, inputs) / GIB
+            progress.set_description(f"sample {unit.sample + 1} of {len(requests)}, {size:.2g} GiB kept")
             checkpoints.save(unit, replay.measure(pipe, inputs, share, max_gap, progress.update))
 
 
@@ -284,11 +300,18 @@ def _write_graph(args: argparse.Namespace, checkpoints: Checkpoints, num_samples
     missing = sum(checkpoints.errors(sample) is None for sample in range(num_samples))
     if missing:
         print(f"waiting for the other ranks: {missing} of {num_samples} samples are not done")
+    settings = dict(
+        model=model,
+        num_steps=args.num_inference_steps,
+        max_gap=args.max_gap,
+        reuse=args.reuse,
+        forecast=args.forecast,
+    )
     graphs = []
     for sample in range(num_samples):
         while (errors := checkpoints.errors(sample)) is None:
             time.sleep(1)
-        graphs.append(sample_graph(errors, args.edges, model, args.num_inference_steps, args.max_gap))
+        graphs.append(sample_graph(errors, args.edges, **settings))
     write_graph(merge_graphs(graphs), args.output)
     checkpoints.remove()
     print(f"{args.output}: {num_samples} samples of {model}; next: python -m lemica plan {args.output} --budget 20")

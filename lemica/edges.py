@@ -58,10 +58,10 @@ def gain_edges(num_steps: int, max_gap: int) -> list[tuple[int, int]]:
     return [(end - min(GAIN_GAP, max_gap, end), end) for end in ends]
 
 
-def sample_graph(errors: Errors, mode: str, model: str, num_steps: int, max_gap: int) -> ErrorGraph:
-    """The error graph of one sample."""
+def sample_graph(errors: Errors, mode: str, **settings) -> ErrorGraph:
+    """The error graph of one sample; `settings` as for ``ErrorGraph.from_edges``."""
     edges = errors.final if mode == EXACT else fast_edges(errors)
-    return ErrorGraph.from_edges(model=model, num_steps=num_steps, max_gap=max_gap, edges=edges)
+    return ErrorGraph.from_edges(edges=edges, **settings)
 
 
 def fast_edges(errors: Errors) -> list[Edge]:

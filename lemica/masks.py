@@ -13,7 +13,7 @@ from types import ModuleType
 
 from lemica.files import write_text
 
-COMPUTED, REUSED = "■", "·"
+COMPUTED_CELL, REUSED_CELL = "■", "·"
 
 # Where infer_state.py stands, seen from the folder that holds lemica/: in the kit, and in a tree that it is copied to.
 _INFER_STATE_PATHS = ("infer_state.py", "hyvideo/commons/infer_state.py")
@@ -33,6 +33,8 @@ def _load_infer_state() -> ModuleType:
 
 _infer_state = _load_infer_state()
 FORMAT = _infer_state.MASK_FORMAT
+ReuseRule = _infer_state.ReuseRule
+REUSED, FORECASTS = tuple(_infer_state.MOST_KEPT), tuple(_infer_state.FORECASTS)
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class Mask:
     num_steps: int
     computed_steps: tuple[int, ...]
     origin: str
-    reuse: str = _infer_state.SUPPORTED_REUSE
-    forecast: str = _infer_state.SUPPORTED_FORECAST
+    reuse: str = ReuseRule.reuse
+    forecast: str = ReuseRule.forecast
 
     @property
     def budget(self) -> int:
@@ -58,10 +60,16 @@ class Mask:
 
 def read_mask(path: str | os.PathLike) -> Mask:
     """Read a mask file; raises ValueError with one line for whatever generate.py would refuse."""
-    steps = _infer_state.read_mask(os.fspath(path))
+    steps, rule = _infer_state.read_mask(os.fspath(path))
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     names = {name: str(content.get(name, "unknown")) for name in ("model", "origin")}
-    return Mask(num_steps=len(steps), computed_steps=computed_steps(steps), **names)
+    return Mask(
+        num_steps=len(steps),
+        computed_steps=computed_steps(steps),
+        reuse=rule.reuse,
+        forecast=rule.forecast,
+        **names,
+    )
 
 
 def write_mask(mask: Mask, path: str | os.PathLike) -> None:
@@ -109,4 +117,4 @@ def static_mask(num_steps: int, start: int = 11, end: int = 45, interval: int = 
 
 def strip(steps: Sequence[bool]) -> str:
     """A mask as a line with one character a step."""
-    return "".join(COMPUTED if computed else REUSED for computed in steps)
+    return "".join(COMPUTED_CELL if computed else REUSED_CELL for computed in steps)

@@ -4,11 +4,13 @@ Only here does calibration meet torch and hyvideo. Every step runs in the pipeli
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
-from hyvideo.pipelines.hunyuan_video_pipeline import DenoiseInputs, HunyuanVideo_1_5_Pipeline, ResidualCache
+from hyvideo.commons.infer_state import ReuseRule
+from hyvideo.pipelines.hunyuan_video_pipeline import DenoiseInputs, HunyuanVideo_1_5_Pipeline, StepCache
 
 from lemica.edges import Errors, Work
 from lemica.graph import Edge
@@ -26,8 +28,12 @@ def prepare(
     negative_prompt: str = "",
     image_path: str | None = None,
     flow_shift: float | None = None,
+    reuse: str = "residual",
+    forecast: str = "hold",
 ) -> DenoiseInputs:
     """What the denoising loop reads for one sample; `video_length` in frames, the model's own `flow_shift` by default.
+
+    Replays reuse by the rule of that name.
 
     Raises ValueError if the sampler does not take `num_steps` steps.
     """
@@ -48,16 +54,16 @@ def prepare(
     )
     if len(settings.timesteps) != num_steps:
         raise ValueError(f"the sampler takes {len(settings.timesteps)} steps where {num_steps} were asked for")
-    return pipe.prepare(settings)
+    return replace(pipe.prepare(settings), rule=ReuseRule(reuse, forecast))
 
 
-class CountingCache(ResidualCache):
-    """A residual cache that may begin with a residual, and reports every forward through the blocks."""
+class CountingCache(StepCache):
+    """A cache that may begin with kept tensors, and reports every forward through the blocks."""
 
-    def __init__(self, transformer, on_forward: Callable[[], None], residual: torch.Tensor | None = None):
-        super().__init__(transformer)
+    def __init__(self, transformer, rule: ReuseRule, on_forward: Callable[[], None], kept: Iterable[torch.Tensor] = ()):
+        super().__init__(transformer, rule)
         self.on_forward = on_forward
-        self.residual = residual
+        self.kept.extend(kept)
 
     def compute(self, inputs, keep: bool) -> torch.Tensor:
         velocity = super().compute(inputs, keep)
@@ -66,40 +72,43 @@ class CountingCache(ResidualCache):
 
 
 class Recorder(CountingCache):
-    """Records the residual of every computed step in CPU memory: at 720p the 50 of a run take 42 GiB."""
+    """Records what every computed step leaves, in CPU memory: at 720p the 50 residuals of a run take 42 GiB."""
 
-    def __init__(self, transformer, on_forward: Callable[[], None]):
-        super().__init__(transformer, on_forward)
-        self.residuals: list[torch.Tensor] = []
+    def __init__(self, transformer, rule: ReuseRule, on_forward: Callable[[], None]):
+        super().__init__(transformer, rule, on_forward)
+        self.recorded: list[torch.Tensor] = []
 
     def compute(self, inputs, keep: bool) -> torch.Tensor:
         velocity = super().compute(inputs, keep=True)
-        self.residuals.append(self.residual.cpu())
+        self.recorded.append(self.kept[-1].cpu())
         return velocity
 
 
 class Trajectory:
     """One uncached pass over N steps, in CPU memory, and its replays with the steps of one edge reused.
 
+    A forecast that looks at several computed steps finds those right before the edge, as if all of them were computed:
+    an edge knows nothing of the path that leads to it.
+
     latents: N + 1 tensors (B, 32, T, H, W), before each step and after the last.
-    residuals: N tensors (B or 2B with CFG, L, hidden), of each step.
+    recorded: N tensors, what the rule keeps of each step: a residual is (B or 2B with CFG, L, hidden).
     """
 
     def __init__(self, pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, on_forward: Callable[[], None]):
         self.pipe, self.inputs, self.on_forward = pipe, inputs, on_forward
         self.num_steps = len(inputs.timesteps)
         self.latents = [inputs.noise.cpu()]
-        recorder = Recorder(pipe.transformer, on_forward)
+        recorder = Recorder(pipe.transformer, inputs.rule, on_forward)
         pipe.denoise(
             inputs,
             mask=(True,) * self.num_steps,
             cache=recorder,
             on_step=lambda _, latents: self.latents.append(latents.cpu()),
         )
-        self.residuals = recorder.residuals
+        self.recorded = recorder.recorded
 
     def local_errors(self, i: int, max_gap: int) -> list[Edge]:
-        """(i, j, mean |x_j' - x_j|) of every edge i -> j, where x_j' comes of reusing i's residual; runs no block."""
+        """(i, j, mean |x_j' - x_j|) of every edge i -> j, where x_j' comes of reusing until j; runs no block."""
         end = min(i + max_gap, self.num_steps - 1)
         edges = []
         self._replay(
@@ -115,13 +124,14 @@ class Trajectory:
         return self._error(self._replay(i, j), self.num_steps)
 
     def _replay(self, i: int, j: int, **options) -> torch.Tensor:
-        device = self.pipe.execution_device
+        device, rule = self.pipe.execution_device, self.inputs.rule
+        kept = (tensor.to(device) for tensor in self.recorded[max(0, i + 1 - rule.history) : i + 1])
         return self.pipe.denoise(
             self.inputs,
             mask=tuple(not i < step < j for step in range(self.num_steps)),
             start=i + 1,
             latents=self.latents[i + 1].to(device),
-            cache=CountingCache(self.pipe.transformer, self.on_forward, self.residuals[i].to(device)),
+            cache=CountingCache(self.pipe.transformer, rule, self.on_forward, kept),
             **options,
         )
 
@@ -140,11 +150,13 @@ def measure(
         return Errors(local, [(i, j, trajectory.final_error(i, j)) for i, j in work.edges])
 
 
-def residual_bytes(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs) -> int:
-    """Size of one residual, in bytes."""
+def recorded_bytes(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs) -> int:
+    """Size of what the rule keeps of one step, in bytes."""
     net = pipe.transformer
     tokens = inputs.noise[0, 0].numel() // math.prod(net.patch_size)
-    return len(inputs.condition) * tokens * net.hidden_size * torch.finfo(pipe.target_dtype).bits // 8
+    is_velocity = inputs.rule.reuse == "velocity"
+    width = net.unpatchify_channels * math.prod(net.patch_size) if is_velocity else net.hidden_size
+    return len(inputs.condition) * tokens * width * torch.finfo(pipe.target_dtype).bits // 8
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from hyvideo.models.transformers.hunyuanvideo_1_5_transformer import HunyuanVide
 from hyvideo.pipelines.hunyuan_video_pipeline import (
     DenoiseInputs,
     HunyuanVideo_1_5_Pipeline,
-    ResidualCache,
+    StepCache,
     Stopwatch,
     initialize_sequence_parallel,
 )
@@ -76,13 +76,13 @@ class Figures:
     peak_bytes: int | None
 
 
-class MeasuredCache(ResidualCache):
+class MeasuredCache(StepCache):
     """Notes the largest number of bytes that was held after a step."""
 
     held = 0
 
     def note(self) -> None:
-        self.held = max(self.held, unique_bytes([self.residual]))
+        self.held = max(self.held, unique_bytes(self.kept))
 
 
 def unique_bytes(tensors: Iterable[torch.Tensor | None]) -> int:
@@ -178,7 +178,7 @@ def run_kit(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, mask: StepMa
     cache, clock = MeasuredCache(pipe.transformer), Stopwatch(pipe.execution_device)
     with clock.stage("loop"):
         pipe.denoise(inputs, clock, mask=mask, cache=cache, on_step=lambda *_: cache.note())
-    return measured(clock, mask, cache.held, unique_bytes([cache.residual]))
+    return measured(clock, mask, cache.held, unique_bytes(cache.kept))
 
 
 def run_released(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, mask: StepMask) -> dict:

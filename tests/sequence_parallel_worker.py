@@ -28,7 +28,7 @@ COLLECTIVES = (
 MASK = (True, False, False, True)
 
 
-class CountingCache(kit.ResidualCache):
+class CountingCache(kit.StepCache):
     """Counts the collectives of every step and remembers how many tokens were held."""
 
     collectives: list
@@ -37,16 +37,16 @@ class CountingCache(kit.ResidualCache):
     def compute(self, inputs, keep):
         return self._counted(lambda: super(CountingCache, self).compute(inputs, keep))
 
-    def reuse(self, inputs):
-        return self._counted(lambda: super(CountingCache, self).reuse(inputs))
+    def reuse(self, inputs, weights):
+        return self._counted(lambda: super(CountingCache, self).reuse(inputs, weights))
 
     def _counted(self, forward):
         before = sum(counts.values())
         result = forward()
         CountingCache.collectives.append(sum(counts.values()) - before)
-        if self.residual is not None:
-            assert self.residual.untyped_storage().nbytes() == self.residual.nbytes
-            CountingCache.held_tokens = self.residual.shape[1]
+        for residual in self.kept:
+            assert residual.untyped_storage().nbytes() == residual.nbytes
+            CountingCache.held_tokens = residual.shape[1]
         return result
 
 
@@ -82,7 +82,7 @@ def generate(pipe, mask, **request):
 def main():
     torch.set_num_threads(1)
     kit.initialize_sequence_parallel()
-    kit.ResidualCache = CountingCache
+    kit.StepCache = CountingCache
     for name in COLLECTIVES:
         setattr(dist, name, counting(name))
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, TREE, clean_environment
-from hyvideo.pipelines.hunyuan_video_pipeline import ResidualCache
+from hyvideo.pipelines.hunyuan_video_pipeline import StepCache
 
 from lemica import calibrate, replay
 from lemica.__main__ import build_parser
@@ -82,8 +82,8 @@ def test_the_trajectory_is_the_run_without_cache(pipe, recorded):
     result = pipe(**arguments, enable_sr=False, prompt_rewrite=False, output_type="latent").videos
     assert torch.equal(trajectory.latents[-1], result)
     assert len(trajectory.latents) == N + 1
-    assert len(trajectory.residuals) == N
-    assert len({float(residual.sum()) for residual in trajectory.residuals}) == N
+    assert len(trajectory.recorded) == N
+    assert len({float(residual.sum()) for residual in trajectory.recorded}) == N
 
 
 def test_a_sample_with_an_image(load_pipeline, reference_image, tmp_path):
@@ -129,13 +129,13 @@ def test_denoise_stops_before_the_step_that_is_asked_for(pipe, recorded, stop):
     assert torch.equal(latents, trajectory.latents[last])
 
 
-def test_a_replay_leaves_no_residual_behind(pipe, recorded, monkeypatch):
+def test_a_replay_leaves_nothing_behind(pipe, recorded, monkeypatch):
     _, trajectory = recorded
     caches = []
-    monkeypatch.setattr(ResidualCache, "clear", lambda cache: caches.append(cache) or setattr(cache, "residual", None))
+    monkeypatch.setattr(StepCache, "clear", lambda cache: caches.append(cache) or cache.kept.clear())
     trajectory.local_errors(0, D)
     assert len(caches) == 1
-    assert caches[0].residual is None
+    assert caches[0].kept == []
     assert pipe.enable_offloading is False
 
 
@@ -148,7 +148,7 @@ def test_cost_is_the_number_of_forwards_that_are_made(pipe, mode):
     with BlockCounter(pipe) as blocks:
         errors = replay.measure(pipe, inputs, work, gap, lambda: reported.append(None))
     assert blocks.count == len(reported) == work.forwards(steps)
-    graph = sample_graph(errors, mode, "tiny", steps, gap)
+    graph = sample_graph(errors, mode, model="tiny", num_steps=steps, max_gap=gap)
     assert [(i, j) for i, j, _ in graph.edges()] == list(edge_pairs(steps, gap))
     assert all(weight > 0 for _, _, weight in graph.edges())
 
@@ -214,7 +214,8 @@ def test_parts_of_a_sample_are_of_about_equal_cost_and_join_to_the_whole(mode):
         assert max(costs) - min(costs) < 50
     errors = Errors([(i, j, 0.1 * j) for i, j in edge_pairs(9, 3)], [(i, j, 0.3 * j) for i, j in edge_pairs(9, 3)])
     split = [Errors(errors.local[k::3], errors.final[k::3]) for k in (2, 0, 1)]
-    assert sample_graph(joined(split), mode, "m", 9, 3).edges() == sample_graph(errors, mode, "m", 9, 3).edges()
+    settings = dict(model="m", num_steps=9, max_gap=3)
+    assert sample_graph(joined(split), mode, **settings).edges() == sample_graph(errors, mode, **settings).edges()
 
 
 def test_cost_in_words():
@@ -290,6 +291,26 @@ def test_the_graph_is_the_mean_over_prompts_and_seeds(run, tmp_path, load_pipeli
     assert graph.weight(1, 3) == pytest.approx(np.mean(errors), rel=1e-12)
     assert graph.spread[1, 2] == pytest.approx(np.std(errors), rel=1e-9)
     assert not (tmp_path / "g.json.partial").exists()
+
+
+def test_edges_are_measured_for_the_rule_that_is_asked_for(run, tmp_path, load_pipeline):
+    rule = ("velocity", "linear-sigma")
+    run(tmp_path / "g.json", "--seeds", "3", "--edges", "exact", "--reuse", rule[0], "--forecast", rule[1])
+    graph = read_graph(tmp_path / "g.json")
+    assert (graph.reuse, graph.forecast) == rule
+    pipe, errors = load_pipeline("480p_t2v_distilled"), []
+    for prompt in ("a red circle moves left", "a blue square moves right over sand"):
+        request = SAMPLE | {"num_steps": 4, "prompt": prompt}
+        inputs = replay.prepare(pipe, **request, reuse=rule[0], forecast=rule[1])
+        whole = pipe.denoise(inputs, mask=(True,) * 4)
+        # Steps 0 and 1 are computed, as every edge takes for granted; step 2 continues the line through both.
+        errors.append(mean_difference(pipe.denoise(inputs, mask=(True, True, False, True)), whole))
+    assert graph.weight(1, 3) == pytest.approx(np.mean(errors), rel=1e-9)
+
+
+def test_a_rule_that_keeps_too_much_is_refused(run, tmp_path):
+    with pytest.raises(ValueError, match="keeps 4 tensors"):
+        run(tmp_path / "g.json", "--forecast", "parabola-fit-step")
 
 
 def test_the_longest_gap_is_clamped_to_the_run(run, tmp_path):

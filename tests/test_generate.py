@@ -92,6 +92,31 @@ def test_bad_mask_files_are_refused(command, capsys, tmp_path, content, fault):
     assert fault in refusal(command(*LEMICA, "--lemica_mask", str(path)), capsys)
 
 
+def test_a_mask_for_another_rule_is_refused_unless_forced(command, capsys, tmp_path):
+    path = tmp_path / "mask.json"
+    planned = {"format": "lemica-mask/1", "num_steps": 4, "computed_steps": [0, 2, 3], "reuse": "velocity"}
+    path.write_text(json.dumps(planned))
+    flags = [*LEMICA, "--lemica_mask", str(path)]
+    assert generate.parse_arguments(command(*flags))[1].rule.reuse == "velocity"
+    line = refusal(command(*flags, "--lemica_reuse", "residual"), capsys)
+    assert "planned for velocity + hold, not for residual + hold: type --lemica_reuse velocity" in line
+    assert (
+        generate.parse_arguments(command(*flags, "--lemica_reuse", "output", "--force_mask"))[1].rule.reuse == "output"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "fault"),
+    [
+        ("reuse", "noise", "choose from"),
+        ("forecast", "guess", "choose from"),
+        ("forecast", "parabola-fit-step", "4 tensors"),
+    ],
+)
+def test_unknown_rules_are_refused(command, capsys, flag, value, fault):
+    assert fault in refusal(command(*LEMICA, f"--lemica_{flag}", value), capsys)
+
+
 def test_a_mask_for_another_step_count_is_refused(command, capsys, tmp_path):
     path = tmp_path / "mask.json"
     path.write_text(json.dumps({"format": "lemica-mask/1", "num_steps": 9, "computed_steps": [0, 8]}))
@@ -266,6 +291,7 @@ def test_a_mask_file_drives_the_run(tree, command, tmp_path):
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "video_config.json").read_text())["report"]
     assert (report["computed_steps"], report["mask_origin"]) == ([0, 3], "planned")
+    assert (report["reuse"], report["forecast"]) == ("residual", "hold")
 
 
 def test_a_lossless_video_keeps_every_pixel(tmp_path):

@@ -53,7 +53,7 @@ def refused(capsys, *arguments) -> str:
 
 
 def test_a_mask_is_read_as_it_was_written(tmp_path):
-    mask = Mask("480p_t2v + fine.lora", 6, (0, 2, 5), 'planned, "minimax" over g.json')
+    mask = Mask("480p_t2v + fine.lora", 6, (0, 2, 5), 'planned, "minimax" over g.json', "velocity", "linear-sigma")
     write_mask(mask, tmp_path / "new" / "mask.json")
     assert read_mask(tmp_path / "new" / "mask.json") == mask
     assert mask.steps == (True, False, True, False, False, True)
@@ -73,7 +73,7 @@ def test_the_mask_file_is_the_documented_format_and_generation_reads_it(tmp_path
         "reuse": "residual",
         "forecast": "hold",
     }
-    assert infer_state.read_mask(str(tmp_path / "mask.json")) == (True, True, False, True)
+    assert infer_state.read_mask(str(tmp_path / "mask.json")).steps == (True, True, False, True)
 
 
 def test_reading_refuses_what_generation_refuses(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers.hooks import HookRegistry
 from hyvideo.commons.infer_state import InferState, step_mask
-from hyvideo.pipelines.hunyuan_video_pipeline import ResidualCache
+from hyvideo.pipelines.hunyuan_video_pipeline import StepCache
 
 REQUEST = dict(
     prompt="a red circle moves left",
@@ -109,24 +109,24 @@ def test_calls_do_not_influence_each_other(load_pipeline):
     assert torch.equal(generate(pipe, MASK).videos, alone)
 
 
-class CountedCache(ResidualCache):
+class CountedCache(StepCache):
     """Remembers every instance, and the storages that each held after each step."""
 
     instances: ClassVar[list] = []
 
-    def __init__(self, transformer):
-        super().__init__(transformer)
+    def __init__(self, transformer, rule):
+        super().__init__(transformer, rule)
         self.held = []
         CountedCache.instances.append(self)
 
     def compute(self, inputs, keep):
         output = super().compute(inputs, keep)
-        self.held.append(self.residual)
+        self.held.append(list(self.kept))
         return output
 
-    def reuse(self, inputs):
-        output = super().reuse(inputs)
-        self.held.append(self.residual)
+    def reuse(self, inputs, weights):
+        output = super().reuse(inputs, weights)
+        self.held.append(list(self.kept))
         return output
 
 
@@ -135,7 +135,7 @@ def counted_cache(monkeypatch):
     import hyvideo.pipelines.hunyuan_video_pipeline as module
 
     monkeypatch.setattr(CountedCache, "instances", [])
-    monkeypatch.setattr(module, "ResidualCache", CountedCache)
+    monkeypatch.setattr(module, "StepCache", CountedCache)
     return CountedCache
 
 
@@ -143,12 +143,13 @@ def test_one_tensor_is_held_while_steps_reuse_it_and_none_after_the_call(load_pi
     pipe = load_pipeline("480p_t2v")
     generate(pipe, MASK)
     (cache,) = counted_cache.instances
-    assert [held is not None for held in cache.held] == [False, True, True, True, False, False]
-    assert cache.held[1] is cache.held[2] is cache.held[3]
+    assert [len(held) for held in cache.held] == [0, 1, 1, 1, 0, 0]
+    (residual,) = cache.held[1]
+    assert all(held[0] is residual for held in cache.held[1:4])
     tokens = 8 * 8
-    assert cache.held[1].shape == (2, tokens, pipe.transformer.hidden_size)
-    assert cache.held[1].untyped_storage().nbytes() == cache.held[1].nbytes
-    assert cache.residual is None
+    assert residual.shape == (2, tokens, pipe.transformer.hidden_size)
+    assert residual.untyped_storage().nbytes() == residual.nbytes
+    assert cache.kept == []
 
 
 def test_a_call_that_fails_midway_leaves_nothing_behind(load_pipeline, counted_cache):
@@ -168,7 +169,7 @@ def test_a_call_that_fails_midway_leaves_nothing_behind(load_pipeline, counted_c
         with pytest.raises(RuntimeError, match="out of memory"):
             generate(pipe, MASK)
         hook.remove()
-        assert counted_cache.instances[-1].residual is None
+        assert counted_cache.instances[-1].kept == []
         assert _hook_count(pipe.transformer) == hooks_before
         assert torch.equal(generate(pipe, MASK).videos, expected)
 

@@ -12,6 +12,7 @@ from conftest import REPOSITORY
 
 from infer_state import (
     InferState,
+    ReuseRule,
     get_infer_state,
     initialize_infer_state,
     is_released,
@@ -112,7 +113,8 @@ def write_mask(path, **changes) -> str:
 
 
 def test_mask_file_overrides_the_budget(tmp_path):
-    mask = read_mask(write_mask(tmp_path / "mask.json", reuse="residual", forecast="hold"))
+    mask, rule = read_mask(write_mask(tmp_path / "mask.json", reuse="residual", forecast="hold"))
+    assert rule == ReuseRule()
     assert mask == (True, False, True, False, False, True)
     assert resolve_mask(lemica(lemica_step=4, lemica_mask=mask), 6) == (mask, "planned")
     with pytest.raises(ValueError, match="6 steps but the sampler runs 50: pass --num_inference_steps 6"):
@@ -136,8 +138,8 @@ def test_mask_file_overrides_the_budget(tmp_path):
         ({"computed_steps": [0, 2, 2, 5]}, "rise from 0 to 5"),
         ({"computed_steps": [0, 5, 2]}, "rise from 0 to 5"),
         ({"budget": 4}, "3 steps are computed"),
-        ({"reuse": "velocity"}, "planned for velocity"),
-        ({"forecast": "linear"}, "linear"),
+        ({"reuse": "noise"}, "reuse must be one of residual, output, velocity"),
+        ({"forecast": "guess"}, "forecast must be one of hold"),
     ],
 )
 def test_broken_mask_files_are_refused_by_name(tmp_path, changes, fault):
