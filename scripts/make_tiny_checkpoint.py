@@ -55,9 +55,9 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class TinyConfig:
-    """Sizes of a tiny checkpoint. Widths are in channels; `vae_channels` runs from full to 1/16 resolution.
+    """Sizes of a tiny checkpoint. Widths are in channels; `vae_channels` runs from full to the latents' resolution.
 
-    `ideal_resolution` is what the models are said to be made for, and so the size of the videos: the kit knows 96p
+    `ideal_resolution` is what the models are said to be made for, and so the size of the videos: the kit knows 64p, 96p
     and 144p beside upstream's; None keeps the version's own. Super-resolution models always keep their own.
     """
 
@@ -68,6 +68,7 @@ class TinyConfig:
     glyph: bool = True
     text_width: int = 64
     text_layers: int = 3
+    prompt_tokens: int = PROMPT_TOKENS
     vision_width: int = 32
     vision_image: int = 32
     vision_patch: int = 8
@@ -179,7 +180,7 @@ def build_tokenizer(words: Sequence[str] | None = None, max_length: int = PROMPT
 
 def write_text_encoder(folder: Path, config: TinyConfig, seed: int) -> None:
     """`text_encoder/llm`: a Qwen2 model of `config.text_layers` layers and the word-level tokenizer."""
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(max_length=config.prompt_tokens)
     model = Qwen2Model(
         Qwen2Config(
             vocab_size=len(tokenizer),
@@ -266,14 +267,14 @@ def write_vision_encoder(folder: Path, config: TinyConfig, seed: int) -> None:
 
 
 def build_vae(config: TinyConfig) -> AutoencoderKLConv3D:
-    """Upstream's autoencoder, 16x in space and 4x in time to 32 channels, with freshly initialised weights."""
+    """Upstream's autoencoder, 4x in time and 2x in space per step of width, with freshly initialised weights."""
     return AutoencoderKLConv3D(
         in_channels=3,
         out_channels=3,
         latent_channels=LATENT_CHANNELS,
         block_out_channels=config.vae_channels,
         layers_per_block=config.vae_layers,
-        ffactor_spatial=16,
+        ffactor_spatial=2 ** (len(config.vae_channels) - 1),
         ffactor_temporal=4,
         sample_size=256,
         sample_tsize=64,
@@ -425,7 +426,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--mlp-ratio", type=float, default=default.mlp_ratio)
     parser.add_argument("--no-glyph", action="store_true", help="transformers without the byT5 path")
     parser.add_argument(
-        "--ideal-resolution", choices=["96p", "144p", "360p", "480p", "720p"], help="size of the videos"
+        "--ideal-resolution", choices=["64p", "96p", "144p", "360p", "480p", "720p"], help="size of the videos"
     )
     options = parser.parse_args(arguments)
     try:
