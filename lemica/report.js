@@ -9,6 +9,7 @@ const [player, button, scrubber, time, rate] = ["player", "play", "scrubber", "t
 const inView = new Set();
 const clock = { position: 0, playing: false, tickedAt: 0 };
 const CATCH_UP = 4;     // A lag shrinks by this share of itself every second.
+const SHORT = 1;        // Videos of fewer seconds are over before one has looked: they begin at a quarter of the pace.
 const SEEK_FRAMES = 3;  // A lag of more frames than this is not worked off but jumped over.
 let frame = 1 / 24;     // Seconds.
 let duration = 0;
@@ -72,6 +73,7 @@ function setUp() {
   frame = videos[0].duration / Number(videos[0].dataset.frames);
   duration = Math.max(...videos.map((video) => video.duration));
   scrubber.max = Math.round(duration / frame) - 1;
+  if (duration < SHORT) rate.value = "0.25";
   player.hidden = false;
 
   const observer = new IntersectionObserver((entries) => {

@@ -1,35 +1,19 @@
 """The report in a real browser: it renders, the videos play, and they play in step. Skipped only without Chromium.
 
-Debian: apt-get install chromium chromium-driver. The driver is started by its path, so that Selenium looks for none on
-the network; all the browser loads are files of the test.
+Debian: apt-get install chromium chromium-driver. All that the browser loads are files of the test.
 """
 
-import shutil
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from fake_runs import STEPS_OF_BUDGET, moving_disc, write_demo, write_run
+from screenshot import CHROMIUM, open_browser, wait_until
 
 from lemica import page, report
 
 FRAME = 1 / 24
 FRAMES = 48
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--window-size=1280,2400",
-)
-
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium chromium-driver")
 
 # Runs in the page: every 20 ms for arguments[0] seconds, the clock's frame and where every video stands.
@@ -55,19 +39,8 @@ return sum / count / canvas.width;
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    driver = shutil.which("chromedriver")
-    assert driver, "Chromium has no driver: apt-get install chromium-driver"
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with webdriver.Chrome(options=options, service=Service(driver)) as browser:
-        browser.set_script_timeout(30)
+def browser():
+    with open_browser() as browser:
         yield browser
 
 
@@ -91,12 +64,6 @@ def open_page(browser, report_page):
 
     yield open_at
     assert browser.get_log("browser") == []
-
-
-def wait_until(browser, condition: str, seconds: float = 10) -> None:
-    from selenium.webdriver.support.wait import WebDriverWait
-
-    WebDriverWait(browser, seconds, 0.02).until(lambda _: browser.execute_script(f"return {condition}"), condition)
 
 
 def standing(browser) -> list[float]:
