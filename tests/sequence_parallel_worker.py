@@ -70,9 +70,15 @@ def counting(name):
     return counted
 
 
-def generate(pipe, mask, **request):
+def generate(pipe, mask, reuse="residual", forecast="hold", **request):
     CountingCache.collectives = []
-    pipe.infer_state = InferState(enable_cache=mask is not None, cache_type="lemica", lemica_mask=mask)
+    pipe.infer_state = InferState(
+        enable_cache=mask is not None,
+        cache_type="lemica",
+        lemica_mask=mask,
+        lemica_reuse=reuse,
+        lemica_forecast=forecast,
+    )
     settings = dict(num_inference_steps=len(MASK), enable_sr=False, prompt_rewrite=False, seed=3, output_type="latent")
     latents = pipe(prompt="a red circle moves left", **settings, **request).videos
     happened = dict(mask=mask, collectives=CountingCache.collectives, held_tokens=CountingCache.held_tokens)
@@ -97,6 +103,8 @@ def main():
         results[case] = {
             "uncached": generate(pipe, None, **request),
             "cached": generate(pipe, MASK, **request),
+            "output": generate(pipe, MASK, "output", "linear-sigma", **request),
+            "velocity": generate(pipe, MASK, "velocity", "linear-sigma", **request),
         }
     if int(os.environ["RANK"]) == 0:
         torch.save(results, output)

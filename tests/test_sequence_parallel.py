@@ -24,7 +24,7 @@ def results(tree, checkpoint, tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("mask", ["uncached", "cached"])
+@pytest.mark.parametrize("mask", ["uncached", "cached", "output", "velocity"])
 def test_two_ranks_equal_one_to_the_bit(results, case, mask):
     one, two = (results[ranks][case][mask]["latents"] for ranks in (1, 2))
     assert torch.equal(one, two)
@@ -42,3 +42,9 @@ def test_a_reused_step_has_one_collective(results, case):
 def test_each_rank_holds_its_shard_only(results, case):
     one, two = (results[ranks][case]["cached"]["held_tokens"] for ranks in (1, 2))
     assert two == (one + 1) // 2
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("kind", "expected"), [("output", [1, 1]), ("velocity", [0, 0])])
+def test_collectives_by_kind(results, case, kind, expected):
+    assert results[2][case][kind]["collectives"][1:3] == expected
