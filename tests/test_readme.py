@@ -28,6 +28,8 @@ def test_every_flag_exists():
     options = set(generate.build_parser()._option_string_actions)
     commands = build_parser()._subparsers._group_actions[0].choices.values()
     options |= {option for command in commands for option in command._option_string_actions}
+    scripts = (path.read_text(encoding="utf-8") for path in (REPOSITORY / "scripts").glob("*.py"))
+    options |= {option for script in scripts for option in re.findall(r'"(--\w+)', script)}
     options |= {"--nproc_per_node", "--force", "--uninstall"}
     assert set(re.findall(r"(?<![\w-])--\w+", ENGLISH)) <= options
 

@@ -1,0 +1,136 @@
+"""Calibrate the demo model and plan its masks: all graphs and mask files that the measurements compare.
+
+    python scripts/plan_demo_masks.py calibrate OUTPUT fast_t2v_50     # one graph, see GRAPHS
+    python scripts/plan_demo_masks.py compare OUTPUT                   # fast against exact edges
+    python scripts/plan_demo_masks.py plan OUTPUT                      # all masks
+
+To be started in a HunyuanVideo-1.5 tree with the kit, with the kit on PYTHONPATH. Every graph is what `python -m lemica
+calibrate` makes of these arguments; only attention runs in PyTorch's fused kernel, which on a CPU is twice as fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from demo_data import prompt_of, render_one, spec_of
+
+from lemica import __main__ as lemica
+from lemica.graph import read_graph
+
+CHECKPOINT = Path(__file__).resolve().parents[1] / "assets" / "demo_checkpoint"
+BUDGETS = {50: (25, 20, 15, 10), 30: (15, 10)}
+FRAMES = 9
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """One graph: which task, steps and edges, on the training prompts of how many specs; a seed each."""
+
+    task: str
+    num_steps: int
+    edges: str
+    samples: int
+    max_gap: int = 8
+
+
+# Fast edges of as many samples as exact ones have, beside those of more that the masks are planned on.
+_SAMPLES = {"fast": 8, "same": 2, "exact": 2}
+GRAPHS = {
+    f"{kind}_{task}_{num_steps}": Calibration(task, num_steps, "exact" if kind == "exact" else "fast", samples)
+    for task in ("t2v", "i2v")
+    for num_steps in (50, 30)
+    for kind, samples in _SAMPLES.items()
+}
+
+
+def _write_prompts(folder: Path, calibration: Calibration) -> list[str]:
+    """Prompts, and first frames for image-to-video, as files; returns the arguments that name them."""
+    specs = [spec_of(index) for index in range(calibration.samples)]
+    prompts = folder / f"prompts_{calibration.samples}.txt"
+    prompts.write_text("".join(f"{prompt_of(spec)}\n" for spec in specs))
+    arguments = ["--prompts", str(prompts)]
+    if calibration.task == "i2v":
+        from PIL import Image
+
+        arguments.append("--image_path")
+        for index, spec in enumerate(specs):
+            path = folder / f"first_{index}.png"
+            first = render_one(spec, (64, 64), FRAMES)[:, 0]
+            Image.fromarray(((first + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()).save(path)
+            arguments.append(str(path))
+    return arguments
+
+
+def calibrate(output: Path, name: str) -> None:
+    """Write `NAME.json`, and the seconds that it took into `NAME.time.json`."""
+    import torch
+    from demo_attention import fused_attention
+
+    torch.set_num_threads(1)
+    calibration = GRAPHS[name]
+    output.mkdir(parents=True, exist_ok=True)
+    begin = time.perf_counter()
+    request = ["--resolution", "480p", "--aspect_ratio", "1:1", "--video_length", str(FRAMES)]
+    sampler = [
+        "--num_inference_steps",
+        str(calibration.num_steps),
+        "--max_gap",
+        str(calibration.max_gap),
+        "--seeds",
+        "0",
+    ]
+    files = ["--model_path", str(CHECKPOINT), "--output", str(output / f"{name}.json")]
+    files += ["--edges", calibration.edges]
+    with fused_attention():
+        lemica.main(["calibrate", *files, *request, *sampler, *_write_prompts(output, calibration)])
+    seconds = round(time.perf_counter() - begin, 1)
+    (output / f"{name}.time.json").write_text(json.dumps({"seconds": seconds, "samples": calibration.samples}) + "\n")
+
+
+def compare(output: Path) -> None:
+    """Print how well fast edges agree with exact ones."""
+    from scipy.stats import pearsonr, spearmanr
+
+    for name in (name for name in GRAPHS if name.startswith("exact")):
+        paths = {kind: output / f"{name.replace('exact', kind)}.json" for kind in ("exact", "same", "fast")}
+        weights = {kind: [w for *_, w in read_graph(path).edges()] for kind, path in paths.items() if path.exists()}
+        for kind in weights.keys() & {"same", "fast"} if "exact" in weights else ():
+            rank, linear = (test(weights["exact"], weights[kind])[0] for test in (spearmanr, pearsonr))
+            samples = f"{_SAMPLES[kind]} samples, exact of {_SAMPLES['exact']}"
+            print(f"{name}: {len(weights[kind])} edges, fast of {samples}: Spearman {rank:.4f}, Pearson {linear:.4f}")
+
+
+def plan(output: Path) -> None:
+    """Masks of every graph for every budget, by both objectives."""
+    for name, calibration in GRAPHS.items():
+        graph = output / f"{name}.json"
+        if name.startswith("same") or not graph.exists():
+            continue
+        budgets = [str(budget) for budget in BUDGETS[calibration.num_steps]]
+        for objective in ("minimax", "sum"):
+            target = output / f"{objective}_{name}_b{{budget}}.json"
+            lemica.main(["plan", str(graph), "--budget", *budgets, "--objective", objective, "-o", str(target)])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["calibrate", "compare", "plan"])
+    parser.add_argument("output", type=Path)
+    parser.add_argument("graph", nargs="?", choices=list(GRAPHS), help="for calibrate")
+    options = parser.parse_args(arguments)
+    if options.command == "calibrate":
+        if options.graph is None:
+            parser.error(f"calibrate needs a graph: one of {', '.join(GRAPHS)}")
+        calibrate(options.output, options.graph)
+    else:
+        {"compare": compare, "plan": plan}[options.command](options.output)
+
+
+if __name__ == "__main__":
+    main()
