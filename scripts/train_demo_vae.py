@@ -122,9 +122,10 @@ def fitted_vae(training: VaeTraining) -> AutoencoderKLConv3D:
 def parameter_groups(decoder: torch.nn.Module, rate: float) -> list[dict]:
     """The fresh layers at the full rate, those that the start has fitted at a tenth."""
     blocks = (module for module in decoder.modules() if isinstance(module, ResnetBlock | AttnBlock))
-    fresh = {parameter for block in blocks for parameter in block.parameters()}
-    fitted = [parameter for parameter in decoder.parameters() if parameter not in fresh]
-    return [{"params": list(fresh), "peak": rate}, {"params": fitted, "peak": FITTED_RATE * rate}]
+    fresh = [parameter for block in blocks for parameter in block.parameters()]
+    known = {id(parameter) for parameter in fresh}
+    fitted = [parameter for parameter in decoder.parameters() if id(parameter) not in known]
+    return [{"params": fresh, "peak": rate}, {"params": fitted, "peak": FITTED_RATE * rate}]
 
 
 class Run:
