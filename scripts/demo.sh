@@ -27,7 +27,7 @@ cp -r "$(python -c 'import importlib.metadata as m; print(m.distribution("hyvide
 generate() { # NAME [ARGUMENT...]
     echo "== $1"
     (cd "$TREE" && torchrun --standalone --nproc_per_node=2 generate.py \
-        --prompt "${PROMPT:-a yellow star moves right over water}" --image_path none --resolution 480p \
+        --prompt "${PROMPT:-a red circle shrinks over bricks}" --image_path none --resolution 480p \
         --aspect_ratio 1:1 --video_length 9 --seed "${SEED:-1}" --sr false --save_lossless true \
         --model_path "$REPOSITORY/assets/demo_checkpoint" --output_path "$RUNS/$1.mp4" "${@:2}" \
         >"$RUNS/$1.log" 2>&1) ||
