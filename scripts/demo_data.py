@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
+SHAPES = ("circle", "square", "triangle", "ring", "cross")
 COLOURS = {
     "red": (0.90, 0.12, 0.12),
     "green": (0.10, 0.78, 0.20),
@@ -79,8 +79,8 @@ def _draw_spec(rng: np.random.Generator) -> Spec:
         colour=list(COLOURS)[rng.integers(len(COLOURS))],
         motion=motions[rng.integers(len(motions))],
         background=list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))],
-        radius=float(rng.uniform(0.20, 0.27)),
-        angle=float(rng.uniform(-0.25, 0.25)),
+        radius=float(rng.uniform(0.27, 0.31)),
+        angle=float(rng.uniform(-0.1, 0.1)),
         jitter=tuple(float(v) for v in rng.random(8)),
     )
 
@@ -123,18 +123,6 @@ def _polygon(x: Tensor, y: Tensor, corners: int, apothem: float) -> Tensor:
     return torch.stack([x * math.cos(a) + y * math.sin(a) for a in sides]).amax(0) - apothem
 
 
-def _star(x: Tensor, y: Tensor) -> Tensor:
-    """Signed distance to a five-pointed star with one point up, outer radius 1.15, inner 0.5."""
-    wedge = 2 * math.pi / 5
-    angle = torch.atan2(x, -y)
-    folded = (angle - wedge * torch.round(angle / wedge)).abs()
-    rho = torch.hypot(x, y)
-    along, across = rho * torch.cos(folded), rho * torch.sin(folded)
-    inner_along, inner_across = 0.5 * math.cos(wedge / 2), 0.5 * math.sin(wedge / 2)
-    length = math.hypot(1.15 - inner_along, inner_across)
-    return ((along - 1.15) * inner_across + across * (1.15 - inner_along)) / length
-
-
 def _cross(x: Tensor, y: Tensor) -> Tensor:
     wide = torch.maximum(x.abs() - 1.0, y.abs() - 0.36)
     return torch.minimum(wide, torch.maximum(x.abs() - 0.36, y.abs() - 1.0))
@@ -144,7 +132,6 @@ _DISTANCE = {
     "circle": lambda x, y: torch.hypot(x, y) - 0.92,
     "square": lambda x, y: torch.maximum(x.abs(), y.abs()) - 0.82,
     "triangle": lambda x, y: _polygon(x, y, 3, 0.58),
-    "star": _star,
     "ring": lambda x, y: (torch.hypot(x, y) - 0.74).abs() - 0.26,
     "cross": _cross,
 }
@@ -157,7 +144,7 @@ def _sand(x: Tensor, y: Tensor, j: Sequence[float]) -> Tensor:
 
 def _grass(x: Tensor, y: Tensor, j: Sequence[float]) -> Tensor:
     lean = 0.04 * torch.sin(2 * math.pi * (1.5 * y + j[0]))
-    return 0.5 + 0.5 * torch.sin(2 * math.pi * (6.0 * (x + lean) + j[1]))
+    return 0.5 + 0.5 * torch.sin(2 * math.pi * (4.0 * (x + lean) + j[1]))
 
 
 def _water(x: Tensor, y: Tensor, j: Sequence[float]) -> Tensor:
@@ -166,20 +153,20 @@ def _water(x: Tensor, y: Tensor, j: Sequence[float]) -> Tensor:
 
 
 def _bricks(x: Tensor, y: Tensor, j: Sequence[float]) -> Tensor:
-    """1 on the mortar, 0 on the bricks; joints are about 0.02 short sides wide."""
-    row = (y + j[0]) / 0.16
-    column = (x + j[1]) / 0.32 + 0.5 * (torch.floor(row) % 2)
-    to_row = (row - torch.round(row)).abs() * 0.16
-    to_column = (column - torch.round(column)).abs() * 0.32
-    return ((0.022 - torch.minimum(to_row, to_column)) / 0.014).clamp(0, 1)
+    """1 on the mortar, 0 on the bricks; joints are about 0.03 short sides wide."""
+    row = (y + j[0]) / 0.25
+    column = (x + j[1]) / 0.50 + 0.5 * (torch.floor(row) % 2)
+    to_row = (row - torch.round(row)).abs() * 0.25
+    to_column = (column - torch.round(column)).abs() * 0.50
+    return ((0.028 - torch.minimum(to_row, to_column)) / 0.014).clamp(0, 1)
 
 
 def _night(x: Tensor, y: Tensor, j: Sequence[float]) -> Tensor:
     """Soft stars on a slanted lattice, 0 elsewhere."""
-    u = (x * 0.94 + y * 0.34) / 0.30 + j[0]
-    v = (y * 0.94 - x * 0.34) / 0.30 + j[1]
-    du, dv = (u - torch.round(u)) * 0.30, (v - torch.round(v)) * 0.30
-    return torch.exp(-(du**2 + dv**2) / (2 * 0.013**2))
+    u = (x * 0.94 + y * 0.34) / 0.36 + j[0]
+    v = (y * 0.94 - x * 0.34) / 0.36 + j[1]
+    du, dv = (u - torch.round(u)) * 0.36, (v - torch.round(v)) * 0.36
+    return torch.exp(-(du**2 + dv**2) / (2 * 0.02**2))
 
 
 _TEXTURE = {"sand": _sand, "grass": _grass, "water": _water, "bricks": _bricks, "night": _night}
@@ -198,11 +185,11 @@ def trajectory(spec: Spec, frames: int) -> dict[str, Tensor]:
     """Where the shape is: `x`, `y` (short sides from the centre), `scale`, `angle`, each (frames,) float32."""
     u = torch.linspace(-1.0, 1.0, frames)
     still = torch.zeros(frames)
-    off_x, off_y = 0.18 * (spec.jitter[4] - 0.5), 0.18 * (spec.jitter[5] - 0.5)
-    reach = 0.20 + 0.06 * spec.jitter[6]
+    off_x, off_y = 0.08 * (spec.jitter[4] - 0.5), 0.08 * (spec.jitter[5] - 0.5)
+    reach = 0.20 + 0.04 * spec.jitter[6]
     way = {"moves left": (-1, 0), "moves right": (1, 0), "moves up": (0, -1), "moves down": (0, 1)}
     dx, dy = way.get(spec.motion, (0, 0))
-    growth = {"grows": 0.45, "shrinks": -0.45}.get(spec.motion, 0.0)
+    growth = {"grows": 0.4, "shrinks": -0.4}.get(spec.motion, 0.0)
     turn = 1.0 if spec.motion == "spins" else 0.0
     return {
         "x": still + off_x + dx * reach * u,

@@ -1,6 +1,6 @@
 """Train the demo model's transformer: upstream's class at a small width, on latents of the procedural videos.
 
-    python scripts/train_demo_model.py OUTPUT --vae VAE --steps 2400      # PYTHONPATH = a tree with the kit
+    python scripts/train_demo_model.py OUTPUT --vae VAE --steps 3200      # PYTHONPATH = a tree with the kit
 
 OUTPUT becomes a whole checkpoint in upstream's layout, with one set of weights for text- and image-to-video;
 `training.json` beside it holds the losses, the time, the machine and the command. `state.pt` lets the same command go
@@ -31,8 +31,8 @@ from torch import Tensor
 from training import Average, cosine_rate, machine, save_state
 
 FRAMES = 9
-# (height, width) of the videos, and how many of every four are so.
-SHAPES = (((64, 64), 2), ((48, 80), 1), ((80, 48), 1))
+# (height, width) of the videos, and how many of every six are so.
+SHAPES = (((64, 64), 4), ((48, 80), 1), ((80, 48), 1))
 T2V, I2V = "480p_t2v", "480p_i2v"
 EMPTY_PROMPT = ""
 ENCODED_AT_ONCE = 4
@@ -42,11 +42,11 @@ ENCODED_AT_ONCE = 4
 class Training:
     """What a training run depends on."""
 
-    steps: int = 2_400
-    batch: int = 24
-    rate: float = 2e-3
+    steps: int = 3_200
+    batch: int = 16
+    rate: float = 1.2e-2
     seed: int = 0
-    videos: int = 12_000
+    videos: int = 6_000
     # Share of batches with a given first frame, and of prompts that are dropped for classifier-free guidance.
     image_share: float = 0.25
     dropped_prompts: float = 0.1
