@@ -621,7 +621,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         So the loop need not wait for the device, and ranks cannot diverge.
         """
         sigmas = (inputs.timesteps / inputs.scheduler.config.num_train_timesteps).tolist()
-        return kept_steps(mask, inputs.rule.history), reuse_weights(mask, sigmas, inputs.rule.forecast)
+        return kept_steps(mask, inputs.rule.history), reuse_weights(mask, sigmas, inputs.rule)
 
     def _transformer_inputs(self, i: int, latents: torch.Tensor, inputs: DenoiseInputs) -> dict[str, Any]:
         """The transformer's keyword arguments at step `i`: the CFG batch is [negative, positive]."""

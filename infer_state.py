@@ -49,12 +49,15 @@ class ReuseRule:
     reuse: "residual", what the block stack adds to its input; "output", what it gives to the final layer; "velocity",
         what the transformer gives, before classifier-free guidance.
     forecast: a name in FORECASTS; "hold" takes the last computed step's tensor as it is.
+    weights: those of the forecast "fitted", one tuple a step as in ``reuse_weights``, which belong to one mask. Two
+        rules with the same names are the same rule.
 
     Raises ValueError, in one line, for unknown names and for a pair that would keep too many tensors.
     """
 
     reuse: str = "residual"
     forecast: str = "hold"
+    weights: tuple[tuple[float, ...], ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self):
         for name, known in (("reuse", MOST_KEPT), ("forecast", FORECASTS)):
@@ -118,6 +121,7 @@ class InferState:
     lemica_mask_rule: ReuseRule | None = None
     lemica_reuse: str = "residual"
     lemica_forecast: str = "hold"
+    lemica_weights: tuple[tuple[float, ...], ...] = ()
 
     @property
     def uses_lemica(self) -> bool:
@@ -126,7 +130,7 @@ class InferState:
     @property
     def rule(self) -> ReuseRule:
         """What this run reuses and how; raises ValueError if its names are unknown."""
-        return ReuseRule(self.lemica_reuse, self.lemica_forecast)
+        return ReuseRule(self.lemica_reuse, self.lemica_forecast, self.lemica_weights)
 
 
 _infer_state: InferState | None = None
@@ -173,7 +177,7 @@ _FIELD_PARSERS = {
     "lemica_step": lambda value: None if value is None else parse_budget(value),
 }
 # Fields that depend on each other, and are set together.
-_RULE_FIELDS = ("lemica_mask", "lemica_mask_rule", "lemica_reuse", "lemica_forecast")
+_RULE_FIELDS = ("lemica_mask", "lemica_mask_rule", "lemica_reuse", "lemica_forecast", "lemica_weights")
 
 
 def initialize_infer_state(args) -> InferState:
@@ -200,7 +204,7 @@ def _rule_fields(args) -> dict:
     steps, planned = read_mask(mask) if isinstance(mask, str) else (mask and tuple(map(bool, mask)), None)
     asked = (getattr(args, name, None) for name in ("lemica_reuse", "lemica_forecast"))
     rule = chosen_rule(*asked, planned, force=getattr(args, "force_mask", False))
-    return dict(zip(_RULE_FIELDS, (steps, planned, rule.reuse, rule.forecast), strict=True))
+    return dict(zip(_RULE_FIELDS, (steps, planned, rule.reuse, rule.forecast, rule.weights), strict=True))
 
 
 def chosen_rule(
@@ -208,11 +212,19 @@ def chosen_rule(
 ) -> ReuseRule:
     """The rule of a run: what is asked for, else what the mask was `planned` for, else residual + hold.
 
-    Raises ValueError, saying what to type, if that is not the mask's own rule; not with `force`.
+    Raises ValueError, saying what to type, if that is not the mask's own rule; not with `force`. The forecast "fitted"
+    is refused without a mask that brings its weights.
     """
     own = planned or ReuseRule()
     rule = ReuseRule(reuse or own.reuse, forecast or own.forecast)
-    if planned and rule != planned and not force:
+    if rule == own:
+        return own
+    if rule.forecast == FITTED:
+        raise ValueError(
+            f"forecast {FITTED} takes its weights from a mask file: type --lemica_mask MASK, written by "
+            f"python -m lemica plan GRAPH --forecast {FITTED}"
+        )
+    if planned and not force:
         raise ValueError(
             f"the mask was planned for {planned}, not for {rule}: type --lemica_reuse {planned.reuse} "
             f"--lemica_forecast {planned.forecast}, or --force_mask true to use it all the same"
@@ -323,7 +335,8 @@ def read_mask(path: str) -> PlannedMask:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the mask file {path} is not JSON: write one with python -m lemica plan") from error
     try:
-        return PlannedMask(_mask_of(content), _rule_of(content))
+        mask = _mask_of(content)
+        return PlannedMask(mask, _rule_of(content, mask))
     except ValueError as error:
         raise ValueError(f"the mask file {path} cannot be used: {error}") from error
 
@@ -346,8 +359,20 @@ def _mask_of(content) -> StepMask:
     return tuple(step in chosen for step in range(num_steps))
 
 
-def _rule_of(content: dict) -> ReuseRule:
-    return ReuseRule(**{name: content[name] for name in ("reuse", "forecast") if name in content})
+def _rule_of(content: dict, mask: StepMask) -> ReuseRule:
+    rule = ReuseRule(**{name: content[name] for name in ("reuse", "forecast") if name in content})
+    return replace(rule, weights=_weights_of(content, mask, rule)) if rule.forecast == FITTED else rule
+
+
+def _weights_of(content: dict, mask: StepMask, rule: ReuseRule) -> tuple[tuple[float, ...], ...]:
+    try:
+        weights = tuple(tuple(map(float, row)) for row in content.get("weights", ()))
+    except (TypeError, ValueError):
+        weights = ()
+    wanted = [0 if computed else min(rule.history, sum(mask[:step])) for step, computed in enumerate(mask)]
+    if [len(row) for row in weights] != wanted or not all(math.isfinite(sum(row)) for row in weights):
+        raise ValueError(f'"weights" must hold a number for each tensor that forecast {FITTED} reads: plan it again')
+    return weights
 
 
 # From positions of kept tensors, oldest first, and the position of a reused step, to one weight for each tensor.
@@ -452,6 +477,14 @@ _IN_BOTH_COORDINATES = {
     "line-fit": Forecast(3, polynomial(1)),
     "parabola-fit": Forecast(4, polynomial(2)),
 }
+# Weights that no formula gives: `python -m lemica plan --forecast fitted` fits them to a model's own trajectories.
+FITTED = "fitted"
+
+
+def _of_a_mask_file(_positions: Sequence[float], _target: float) -> tuple[float, ...]:
+    raise ValueError(f"forecast {FITTED} has weights only together with a mask file")
+
+
 # HiCache (arXiv 2508.16984) puts Hermite polynomials in the place of the powers; with this scale its first order is
 # damped-step. Both it and TaylorSeer count in steps.
 FORECASTS: dict[str, Forecast] = {
@@ -464,6 +497,7 @@ FORECASTS: dict[str, Forecast] = {
     "taylor-step": Forecast(3, series(lambda d: d, lambda d: d * d)),
     "hermite1-step": Forecast(2, series(_hermite(1))),
     "hermite2-step": Forecast(3, series(_hermite(1), _hermite(2))),
+    FITTED: Forecast(4, _of_a_mask_file),
 }
 
 
@@ -472,12 +506,14 @@ def kept_steps(mask: StepMask, history: int) -> tuple[bool, ...]:
     return tuple(computed and not all(mask[step + 1 : step + 1 + history]) for step, computed in enumerate(mask))
 
 
-def reuse_weights(mask: StepMask, sigmas: Sequence[float], forecast: str) -> tuple[tuple[float, ...], ...]:
+def reuse_weights(mask: StepMask, sigmas: Sequence[float], rule: ReuseRule) -> tuple[tuple[float, ...], ...]:
     """For every reused step the weights of the tensors kept by then, oldest first; for a computed one none.
 
     `sigmas` holds every step's noise level. Step 0 must be computed.
     """
-    chosen = FORECASTS[forecast]
+    if rule.weights:
+        return rule.weights
+    chosen = FORECASTS[rule.forecast]
     positions = {"sigma": sigmas, "step": range(len(mask))}[chosen.coordinate]
     weights: list[tuple[float, ...]] = []
     sources: list[int] = []

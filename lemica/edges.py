@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lemica.graph import Edge, ErrorGraph, edge_pairs
+from lemica.moments import Moments
 
 EXACT, FAST = "exact", "fast"
 # Eight replays that end at evenly spread steps cost at most 4 full runs, and the trajectory one.
@@ -39,10 +40,16 @@ class Work:
 
 @dataclass
 class Errors:
-    """Mean absolute errors of latents by edge (i, j): local, just before step j, and final, of the result."""
+    """What the replays of one sample gave.
+
+    Mean absolute errors of latents by edge (i, j): local, just before step j, and final, of the result. And the noise
+    levels and products of the uncached run's velocities, as in ``Moments``.
+    """
 
     local: list[Edge]
     final: list[Edge]
+    sigmas: list[float]
+    products: list[list[float]]
 
 
 def work_for(mode: str, num_steps: int, max_gap: int) -> Work:
@@ -61,7 +68,7 @@ def gain_edges(num_steps: int, max_gap: int) -> list[tuple[int, int]]:
 def sample_graph(errors: Errors, mode: str, **settings) -> ErrorGraph:
     """The error graph of one sample; `settings` as for ``ErrorGraph.from_edges``."""
     edges = errors.final if mode == EXACT else fast_edges(errors)
-    return ErrorGraph.from_edges(edges=edges, **settings)
+    return ErrorGraph.from_edges(edges=edges, moments=Moments(errors.sigmas, errors.products), **settings)
 
 
 def fast_edges(errors: Errors) -> list[Edge]:
@@ -80,6 +87,7 @@ def _interpolated_gain(errors: Errors):
 
 
 def joined(parts: Iterable[Errors]) -> Errors:
-    """The errors of a sample whose work was done in parts."""
+    """The errors of a sample whose work was done in parts; each part has run the whole uncached run."""
     parts = list(parts)
-    return Errors([edge for part in parts for edge in part.local], [edge for part in parts for edge in part.final])
+    local, final = ([edge for part in parts for edge in getattr(part, name)] for name in ("local", "final"))
+    return Errors(local, final, parts[0].sigmas, parts[0].products)

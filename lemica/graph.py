@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lemica.moments import Moments
+
 FORMAT = "lemica-graph/1"
 
 _SETTINGS = ("model", "num_steps", "max_gap", "reuse", "forecast")
@@ -35,6 +37,7 @@ class ErrorGraph:
     weights: float64, shape (N, D + 1), ``weights[i, g]`` is the mean error of edge i -> i + g. In the unit of the
         calibration's error, at least 0. Whatever is passed in, gap 1 becomes 0 and places without an edge become NaN.
     spread: None, or an array like ``weights`` with each edge's standard deviation over the samples (population form).
+    moments: None, or the samples' mean products of velocities, from which fitted forecasts are planned.
 
     The arrays are copied and made read-only. Raises ValueError, naming the edge, for a NaN, infinite or negative value.
     """
@@ -47,12 +50,15 @@ class ErrorGraph:
     samples: int
     weights: np.ndarray
     spread: np.ndarray | None = None
+    moments: Moments | None = None
 
     def __post_init__(self):
         _check_settings(**{name: getattr(self, name) for name in (*_SETTINGS, "samples")})
         object.__setattr__(self, "weights", self._checked(self.weights, "weight"))
         if self.spread is not None:
             object.__setattr__(self, "spread", self._checked(self.spread, "spread"))
+        if self.moments is not None and self.moments.num_steps != self.num_steps:
+            raise ValueError(f"moments are of {self.moments.num_steps} steps, want {self.num_steps}; {_REMEDY}")
 
     @classmethod
     def from_edges(
@@ -66,6 +72,7 @@ class ErrorGraph:
         samples: int = 1,
         reuse: str = "residual",
         forecast: str = "hold",
+        moments: Moments | None = None,
     ) -> "ErrorGraph":
         """Build a graph from (i, j, weight) for every edge of ``edge_pairs``, in any order; likewise the spread.
 
@@ -75,7 +82,7 @@ class ErrorGraph:
         _check_settings(samples=samples, **settings)
         weights = _table(edges, num_steps, max_gap, "weight")
         deviations = None if spread is None else _table(spread, num_steps, max_gap, "spread")
-        return cls(samples=samples, weights=weights, spread=deviations, **settings)
+        return cls(samples=samples, weights=weights, spread=deviations, moments=moments, **settings)
 
     def weight(self, i: int, j: int) -> float:
         """Weight of edge i -> j, 0.0 for j = i + 1; raises ValueError where the graph has no such edge."""
@@ -131,6 +138,9 @@ def write_graph(graph: ErrorGraph, path: str | os.PathLike) -> None:
     document["edges"] = graph.edges()
     if graph.spread is not None:
         document["spread"] = graph._listed(graph.spread)
+    if graph.moments is not None:
+        document["sigmas"] = graph.moments.sigmas.tolist()
+        document["products"] = [row[: step + 1] for step, row in enumerate(graph.moments.products.tolist())]
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -161,7 +171,18 @@ def merge_graphs(graphs: Sequence[ErrorGraph]) -> ErrorGraph:
         samples=sum(samples),
         weights=weights,
         spread=_pooled_spread(graphs, weights),
+        moments=_mean_moments([graph.moments for graph in graphs], samples),
     )
+
+
+def _mean_moments(moments: Sequence[Moments | None], samples: Sequence[int]) -> Moments | None:
+    """Averages of what graphs of one sampler know; None where one knows nothing."""
+    if any(each is None for each in moments):
+        return None
+    if any(not np.array_equal(each.sigmas, moments[0].sigmas) for each in moments):
+        raise ValueError("cannot merge graphs with other noise levels; merge only graphs of one sampler")
+    products = np.average([each.products for each in moments], axis=0, weights=samples)
+    return Moments(moments[0].sigmas, products)
 
 
 def _pooled_spread(graphs: Sequence[ErrorGraph], mean: np.ndarray) -> np.ndarray | None:
@@ -183,7 +204,18 @@ def _parse(content: bytes) -> ErrorGraph:
         if key not in document:
             raise ValueError(f"key {key!r} is missing; {_REMEDY}")
     known = {key: document[key] for key in (*_REQUIRED_KEYS, "forecast", "spread") if key in document}
-    return ErrorGraph.from_edges(**known)
+    return ErrorGraph.from_edges(**known, moments=_moments_of(document))
+
+
+def _moments_of(document: dict) -> Moments | None:
+    if "products" not in document:
+        return None
+    try:
+        rows = [np.array(row, dtype=np.float64) for row in document["products"]]
+        lower = np.array([np.pad(row, (0, len(rows) - len(row))) for row in rows])
+        return Moments(document["sigmas"], lower + np.tril(lower, -1).T)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"sigmas and products do not make moments ({error}); {_REMEDY}") from None
 
 
 def _json(document: dict) -> str:

@@ -34,12 +34,18 @@ def _load_infer_state() -> ModuleType:
 _infer_state = _load_infer_state()
 FORMAT = _infer_state.MASK_FORMAT
 ReuseRule = _infer_state.ReuseRule
-REUSED, FORECASTS = tuple(_infer_state.MOST_KEPT), tuple(_infer_state.FORECASTS)
+REUSED, FITTED = tuple(_infer_state.MOST_KEPT), _infer_state.FITTED
+FITTED_KEEPS = _infer_state.FORECASTS[FITTED].keeps
+# The fitted forecast is not among them: it belongs to a mask, and there is none yet when a graph is measured.
+FORECASTS = tuple(name for name in _infer_state.FORECASTS if name != FITTED)
 
 
 @dataclass(frozen=True)
 class Mask:
-    """A step mask and what its file says about it: computed steps ascending from 0 to num_steps - 1."""
+    """A step mask and what its file says about it: computed steps ascending from 0 to num_steps - 1.
+
+    weights: of the forecast "fitted", a tuple a step: for a reused one a number for each kept tensor, oldest first.
+    """
 
     model: str
     num_steps: int
@@ -47,6 +53,7 @@ class Mask:
     origin: str
     reuse: str = ReuseRule.reuse
     forecast: str = ReuseRule.forecast
+    weights: tuple[tuple[float, ...], ...] = ()
 
     @property
     def budget(self) -> int:
@@ -56,6 +63,11 @@ class Mask:
     def steps(self) -> tuple[bool, ...]:
         """One boolean a step, True where it is computed."""
         return tuple(step in self.computed_steps for step in range(self.num_steps))
+
+    @property
+    def rule(self) -> ReuseRule:
+        """The rule that the mask was planned for."""
+        return ReuseRule(self.reuse, self.forecast, self.weights)
 
 
 def read_mask(path: str | os.PathLike) -> Mask:
@@ -68,6 +80,7 @@ def read_mask(path: str | os.PathLike) -> Mask:
         computed_steps=computed_steps(steps),
         reuse=rule.reuse,
         forecast=rule.forecast,
+        weights=rule.weights,
         **names,
     )
 
@@ -83,6 +96,7 @@ def write_mask(mask: Mask, path: str | os.PathLike) -> None:
         "origin": mask.origin,
         "reuse": mask.reuse,
         "forecast": mask.forecast,
+        **({"weights": mask.weights} if mask.weights else {}),
     }
     lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items())
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")

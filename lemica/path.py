@@ -10,18 +10,20 @@ minimum sum            sum of the edge weights smallest, for comparison
 Both are exact: weights are compared as they are, without tolerance or rounding. Among paths of equal cost both return
 the lexicographically smallest list of steps, that is, the path that computes earlier.
 
-Dynamic programming over (number of edges, first step) is exact for both, because adding one edge keeps the order of
+Dynamic programming over (number of edges, first state) is exact for both, because adding one edge keeps the order of
 two paths: put the same weight into two descending lists of one length, and the smaller list stays smaller, equal lists
 stay equal. So what follows any edge of an optimal path is itself optimal, no optimal path is lost by keeping only the
-best rest from each step, and taking the shortest optimal gap at each step gives the smallest list of steps.
+best rest from each state, and taking the shortest optimal gap at each step gives the smallest list of steps. A state
+is a step, or a step with the computed ones before it (routes.py).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
 
 from lemica.graph import ErrorGraph
+from lemica.routes import Routes, step_routes
 
 
 def feasible_budgets(graph: ErrorGraph) -> range:
@@ -39,12 +41,15 @@ def lexicographic_minimax_path(graph: ErrorGraph, budget: int) -> list[int]:
     return lexicographic_minimax_paths(graph, [budget])[budget]
 
 
-def lexicographic_minimax_paths(graph: ErrorGraph, budgets: Iterable[int] | None = None) -> dict[int, list[int]]:
+def lexicographic_minimax_paths(
+    graph: ErrorGraph, budgets: Iterable[int] | None = None, routes: Routes | None = None
+) -> dict[int, list[int]]:
     """The lexicographic minimax path of each budget, of all feasible ones by default, for the price of the largest.
 
-    N steps, gaps up to D and a largest budget B take O(N D B^2) elementary numpy operations and O(N B) memory.
+    S states (N steps, unless `routes` says otherwise), gaps up to D and a largest budget B take O(S D B^2) elementary
+    numpy operations and O(S B) memory.
     """
-    return _paths(graph, budgets, _minimax_gaps)
+    return _paths(graph, budgets, _minimax_gaps, routes)
 
 
 def minimum_sum_path(graph: ErrorGraph, budget: int) -> list[int]:
@@ -52,9 +57,11 @@ def minimum_sum_path(graph: ErrorGraph, budget: int) -> list[int]:
     return minimum_sum_paths(graph, [budget])[budget]
 
 
-def minimum_sum_paths(graph: ErrorGraph, budgets: Iterable[int] | None = None) -> dict[int, list[int]]:
-    """The minimum sum path of each budget, of all feasible ones by default, for the price of the largest: O(N D B)."""
-    return _paths(graph, budgets, _minimum_sum_gaps)
+def minimum_sum_paths(
+    graph: ErrorGraph, budgets: Iterable[int] | None = None, routes: Routes | None = None
+) -> dict[int, list[int]]:
+    """The minimum sum path of each budget, of all feasible ones by default, for the price of the largest: O(S D B)."""
+    return _paths(graph, budgets, _minimum_sum_gaps, routes)
 
 
 def path_weights(graph: ErrorGraph, path: Sequence[int]) -> list[float]:
@@ -62,7 +69,7 @@ def path_weights(graph: ErrorGraph, path: Sequence[int]) -> list[float]:
     return [graph.weight(i, j) for i, j in pairwise(path)]
 
 
-def _paths(graph: ErrorGraph, budgets: Iterable[int] | None, solve) -> dict[int, list[int]]:
+def _paths(graph: ErrorGraph, budgets: Iterable[int] | None, solve, routes: Routes | None) -> dict[int, list[int]]:
     feasible = feasible_budgets(graph)
     budgets = list(feasible if budgets is None else budgets)
     for budget in budgets:
@@ -71,55 +78,57 @@ def _paths(graph: ErrorGraph, budgets: Iterable[int] | None, solve) -> dict[int,
                 f"no path of budget {budget} through {graph.num_steps} steps with gaps of at most {graph.max_gap}; "
                 f"choose a budget from {feasible[0]} to {feasible[-1]}"
             )
-    first_gaps = solve(graph, max(budgets, default=1) - 1)
-    return {budget: _trace(first_gaps, budget - 1) for budget in budgets}
+    routes = routes or step_routes(graph)
+    first_gaps = solve(routes, max(budgets, default=1) - 1, graph.num_steps)
+    return {budget: _trace(routes, first_gaps, budget - 1) for budget in budgets}
 
 
-def _trace(first_gaps: np.ndarray, num_edges: int) -> list[int]:
-    path = [0]
+def _trace(routes: Routes, first_gaps: np.ndarray, num_edges: int) -> list[int]:
+    path, state = [0], 0
     for remaining in range(num_edges, 0, -1):
-        path.append(path[-1] + int(first_gaps[remaining, path[-1]]))
+        gap = first_gaps[remaining, state]
+        path.append(path[-1] + int(gap))
+        state = routes.follow[state, gap]
     return path
 
 
-def _starts(graph: ErrorGraph, num_edges: int) -> Iterator[tuple[int, slice]]:
-    """For each gap, ascending: the steps from which num_edges edges, the first of that gap, can end at the last step.
-
-    The steps are consecutive, as the remaining edges can cover every distance from num_edges - 1 to max_gap times that.
-    """
-    last, rest = graph.num_steps - 1, num_edges - 1
-    for gap in range(1, graph.max_gap + 1):
-        low, high = max(0, last - rest * graph.max_gap - gap), last - rest - gap
-        if low <= high:
-            yield gap, slice(low, high + 1)
+def _reaching(routes: Routes, open_states: np.ndarray, gap: int) -> tuple[np.ndarray, np.ndarray]:
+    """The states from which `gap` leads to one of `open_states`, bool (S + 1,), and the states that it leads to."""
+    follow = routes.follow[:, gap]
+    states = np.flatnonzero(open_states[follow])
+    return states, follow[states]
 
 
-def _minimax_gaps(graph: ErrorGraph, max_edges: int) -> np.ndarray:
-    """First gap of the lexicographic minimax path that has k edges and starts at step i: integers at [k, i].
+def _minimax_gaps(routes: Routes, max_edges: int, num_steps: int) -> np.ndarray:
+    """First gap of the lexicographic minimax path that has k edges and starts at state s: integers at [k, s].
 
     A path's cost is its weights in descending order, as a row of integer ranks: same order as the weights, exact, and
     small enough for numpy to compare thousands of rows at memory speed.
     """
-    weights = np.nan_to_num(graph.weights)
-    distinct, ranks = np.unique(weights, return_inverse=True)
+    distinct, ranks = np.unique(np.nan_to_num(routes.weights), return_inverse=True)
     above_all = len(distinct)
-    ranks = ranks.reshape(weights.shape).astype(np.min_scalar_type(above_all))
-    first_gaps = np.zeros((max_edges + 1, graph.num_steps), dtype=np.int32)
-    rest = np.zeros((graph.num_steps, 2), dtype=ranks.dtype)
+    ranks = ranks.reshape(routes.weights.shape).astype(np.min_scalar_type(above_all))
+    count = len(routes.ends)
+    first_gaps = np.zeros((max_edges + 1, count), dtype=np.int32)
+    open_states = np.append(routes.ends, False)
+    rest = np.zeros((count, 2), dtype=ranks.dtype)
     rest[:, 0] = above_all
     for k in range(1, max_edges + 1):
         # Gaps of 1 weigh nothing, and k edges have at most N - 1 - k gaps of more: longer rows would end in zeros.
-        width = max(1, min(k, graph.num_steps - 1 - k))
+        width = max(1, min(k, num_steps - 1 - k))
         # A row is a wall above all ranks, the descending ranks, and one zero for the next layer to grow into.
-        best = np.full((graph.num_steps, width + 2), above_all, dtype=ranks.dtype)
+        best = np.full((count, width + 2), above_all, dtype=ranks.dtype)
         best[:, -1] = 0
-        for gap, starts in _starts(graph, k):
-            after = rest[starts.start + gap : starts.stop + gap]
-            candidates = _with_inserted(after, ranks[starts, gap], width)
-            smaller = _smaller_rows(candidates, best[starts, 1:-1])
-            best[starts, 1:-1][smaller] = candidates[smaller]
-            first_gaps[k, starts][smaller] = gap
-        rest = best
+        reached = np.zeros(count + 1, dtype=bool)
+        for gap in range(1, routes.follow.shape[1]):
+            states, after = _reaching(routes, open_states, gap)
+            candidates = _with_inserted(rest[after], ranks[states, gap], width)
+            smaller = _smaller_rows(candidates, best[states, 1:-1])
+            better = states[smaller]
+            best[better, 1:-1] = candidates[smaller]
+            first_gaps[k, better] = gap
+            reached[states] = True
+        rest, open_states = best, reached
     return first_gaps
 
 
@@ -134,20 +143,26 @@ def _smaller_rows(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return left[row, first_difference] < right[row, first_difference]
 
 
-def _minimum_sum_gaps(graph: ErrorGraph, max_edges: int) -> np.ndarray:
-    """First gap of the minimum sum path that has k edges and starts at step i: integers at [k, i]."""
-    costs = _exact_integers(np.nan_to_num(graph.weights))
+def _minimum_sum_gaps(routes: Routes, max_edges: int, _num_steps: int) -> np.ndarray:
+    """First gap of the minimum sum path that has k edges and starts at state s: integers at [k, s]."""
+    costs = _exact_integers(np.nan_to_num(routes.weights))
     above_all = costs.sum() + 1
-    first_gaps = np.zeros((max_edges + 1, graph.num_steps), dtype=np.int32)
-    rest = np.zeros(graph.num_steps, dtype=object)
+    count = len(routes.ends)
+    first_gaps = np.zeros((max_edges + 1, count), dtype=np.int32)
+    open_states = np.append(routes.ends, False)
+    rest = np.zeros(count, dtype=object)
     for k in range(1, max_edges + 1):
-        best = np.full(graph.num_steps, above_all, dtype=object)
-        for gap, starts in _starts(graph, k):
-            candidates = rest[starts.start + gap : starts.stop + gap] + costs[starts, gap]
-            smaller = candidates < best[starts]
-            best[starts][smaller] = candidates[smaller]
-            first_gaps[k, starts][smaller] = gap
-        rest = best
+        best = np.full(count, above_all, dtype=object)
+        reached = np.zeros(count + 1, dtype=bool)
+        for gap in range(1, routes.follow.shape[1]):
+            states, after = _reaching(routes, open_states, gap)
+            candidates = rest[after] + costs[states, gap]
+            smaller = candidates < best[states]
+            better = states[smaller]
+            best[better] = candidates[smaller]
+            first_gaps[k, better] = gap
+            reached[states] = True
+        rest, open_states = best, reached
     return first_gaps
 
 

@@ -4,15 +4,22 @@ Finds the best path through an error graph from calibrate, exactly, for one budg
 "minimax" makes the worst stretch of reused steps as harmless as possible, then the second worst, and so on (LeMiCa,
 arXiv 2511.00090); "sum" makes the sum of all errors smallest. Needs neither a GPU nor torch.
 
+--forecast fitted plans for a forecast of the velocity by up to four computed steps, whose weights are fitted to the
+calibrated runs and go into the mask file. A stretch then costs what it costs after the computed steps that really come
+before it.
+
 The mask goes straight into generate.py --enable_cache true --cache_type lemica --lemica_mask MASK.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from lemica.graph import merge_graphs, read_graph
-from lemica.masks import Mask, write_mask
+from lemica.masks import FITTED, FITTED_KEEPS, Mask, write_mask
+from lemica.moments import Moments
 from lemica.path import lexicographic_minimax_paths, minimum_sum_paths
+from lemica.routes import fitted_routes, step_routes
 from lemica.show import mask_lines
 
 EXAMPLES = """\
@@ -20,6 +27,7 @@ examples:
   python -m lemica plan graph.json --budget 20 -o mask.json
   python -m lemica plan graph.json --budget 25 20 15 10 -o 'masks/b{budget}.json'
   python -m lemica plan graph.json --budget 20 --objective sum
+  python -m lemica plan velocity.json --budget 20 --forecast fitted -o mask.json
 """
 
 _SOLVERS = {"minimax": lexicographic_minimax_paths, "sum": minimum_sum_paths}
@@ -30,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("graphs", type=Path, nargs="+", metavar="GRAPH", help="graph file; several are averaged")
     parser.add_argument("--budget", type=int, nargs="+", required=True, metavar="B", help="number of computed steps")
     parser.add_argument("--objective", choices=list(_SOLVERS), default="minimax", help="(default: minimax)")
+    parser.add_argument(
+        "--forecast", choices=[FITTED], help="plan for the fitted forecast (default: for the graph's own rule)"
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -44,9 +55,17 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"-o {args.output} would be written {len(set(args.budget))} times: put {_PLACEHOLDER} into it")
     graph = merge_graphs([read_graph(path) for path in args.graphs])
     origin = f"planned, {args.objective} over {', '.join(path.name for path in args.graphs)}"
-    for budget, path in _SOLVERS[args.objective](graph, args.budget).items():
+    routes = fitted_routes(graph, FITTED_KEEPS) if args.forecast == FITTED else step_routes(graph)
+    for budget, path in _SOLVERS[args.objective](graph, args.budget, routes).items():
         mask = Mask(graph.model, graph.num_steps, tuple(path), origin, graph.reuse, graph.forecast)
+        mask = fitted(mask, graph.moments) if args.forecast == FITTED else mask
         name = args.output.replace(_PLACEHOLDER, str(budget)) if args.output else f"budget {budget}"
         if args.output:
             write_mask(mask, name)
         print(*mask_lines(name, mask, graph), sep="\n")
+
+
+def fitted(mask: Mask, moments: Moments) -> Mask:
+    """The same steps with the fitted forecast and its weights."""
+    weights = moments.reuse_weights(mask.computed_steps, FITTED_KEEPS)
+    return replace(mask, reuse="velocity", forecast=FITTED, weights=weights)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from hyvideo.commons.infer_state import ReuseRule
@@ -123,6 +124,19 @@ class Trajectory:
         """mean |x0' - x0| with only the steps between i and j reused: LeMiCa's edge weight; N - j forwards."""
         return self._error(self._replay(i, j), self.num_steps)
 
+    @property
+    def sigmas(self) -> list[float]:
+        """The N + 1 noise levels, from 1 to 0."""
+        return self.inputs.scheduler.sigmas.double().tolist()
+
+    def velocity_products(self) -> list[list[float]]:
+        """mean(v_s v_t) of all pairs of steps, of the velocities by which the sampler went: N x N, in float64."""
+        widths = (after - before for before, after in pairwise(self.sigmas))
+        steps = (after.double() - before.double() for before, after in pairwise(self.latents))
+        flat = torch.stack([step.flatten() / width for step, width in zip(steps, widths, strict=True)])
+        products = flat @ flat.T / flat.shape[1]
+        return ((products + products.T) / 2).tolist()
+
     def _replay(self, i: int, j: int, **options) -> torch.Tensor:
         device, rule = self.pipe.execution_device, self.inputs.rule
         kept = (tensor.to(device) for tensor in self.recorded[max(0, i + 1 - rule.history) : i + 1])
@@ -147,7 +161,8 @@ def measure(
     with _staying_on_device(pipe):
         trajectory = Trajectory(pipe, inputs, on_forward)
         local = [edge for start in work.starts for edge in trajectory.local_errors(start, max_gap)]
-        return Errors(local, [(i, j, trajectory.final_error(i, j)) for i, j in work.edges])
+        final = [(i, j, trajectory.final_error(i, j)) for i, j in work.edges]
+        return Errors(local, final, trajectory.sigmas, trajectory.velocity_products())
 
 
 def recorded_bytes(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs) -> int:

@@ -4,16 +4,20 @@ import itertools
 import os
 import subprocess
 import sys
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, TREE, clean_environment
+from hyvideo.commons.infer_state import ReuseRule, initialize_infer_state
 from hyvideo.pipelines.hunyuan_video_pipeline import StepCache
 
 from lemica import calibrate, replay
 from lemica.__main__ import build_parser
+from lemica.__main__ import main as lemica
 from lemica.checkpoints import Checkpoints, Unit, units_of_rank
 from lemica.edges import EXACT, FAST, Errors, fast_edges, gain_edges, joined, sample_graph, work_for
 from lemica.graph import edge_pairs, read_graph
@@ -95,6 +99,24 @@ def test_a_sample_with_an_image(load_pipeline, reference_image, tmp_path):
     assert errors.final[0][2] > 0
 
 
+def test_products_are_those_of_the_velocities_by_which_the_sampler_goes(pipe, recorded, monkeypatch):
+    inputs, trajectory = recorded
+    guide, velocities = pipe._guide, []
+
+    def noting(velocity):
+        velocities.append(guide(velocity).double().flatten())
+        return velocities[-1].float().view(inputs.noise.shape)
+
+    monkeypatch.setattr(pipe, "_guide", noting)
+    pipe.denoise(inputs, mask=(True,) * N)
+    flat = torch.stack(velocities)
+    products = np.array(trajectory.velocity_products())
+    assert np.array_equal(products, products.T)
+    assert products == pytest.approx((flat @ flat.T / flat.shape[1]).numpy(), rel=1e-4)
+    assert trajectory.sigmas[:-1] == pytest.approx((inputs.timesteps / 1000).tolist())
+    assert trajectory.sigmas[-1] == 0
+
+
 @pytest.mark.parametrize(("i", "j"), [(0, 2), (0, 4), (2, 5), (5, 7)])
 def test_an_exact_edge_is_the_error_of_the_whole_run_with_that_segment_reused(pipe, recorded, i, j):
     inputs, trajectory = recorded
@@ -170,8 +192,13 @@ def test_fast_edges_cost_at_most_five_full_runs(steps):
         assert {i for i, _ in edge_pairs(steps, gap)} == set(work.starts)
 
 
+def errors_of(local, final, num_steps: int = 9) -> Errors:
+    """Errors of a run whose velocities do not matter."""
+    return Errors(local, final, np.linspace(1, 0, num_steps + 1).tolist(), np.eye(num_steps).tolist())
+
+
 def errors_with_gain(gain, local) -> Errors:
-    return Errors(
+    return errors_of(
         [(i, j, local(i, j)) for i, j in edge_pairs(30, 5)],
         [(i, j, local(i, j) * gain(j)) for i, j in gain_edges(30, 5)],
     )
@@ -212,8 +239,8 @@ def test_parts_of_a_sample_are_of_about_equal_cost_and_join_to_the_whole(mode):
         assert sorted(start for part in parts for start in part.starts) == sorted(work.starts)
         costs = [part.forwards(50) for part in parts]
         assert max(costs) - min(costs) < 50
-    errors = Errors([(i, j, 0.1 * j) for i, j in edge_pairs(9, 3)], [(i, j, 0.3 * j) for i, j in edge_pairs(9, 3)])
-    split = [Errors(errors.local[k::3], errors.final[k::3]) for k in (2, 0, 1)]
+    errors = errors_of([(i, j, 0.1 * j) for i, j in edge_pairs(9, 3)], [(i, j, 0.3 * j) for i, j in edge_pairs(9, 3)])
+    split = [errors_of(errors.local[k::3], errors.final[k::3]) for k in (2, 0, 1)]
     settings = dict(model="m", num_steps=9, max_gap=3)
     assert sample_graph(joined(split), mode, **settings).edges() == sample_graph(errors, mode, **settings).edges()
 
@@ -231,14 +258,14 @@ def test_cost_in_words():
 
 def test_checkpoints_keep_every_bit_and_know_what_is_whole(tmp_path):
     checkpoints = Checkpoints(tmp_path / "g.json", {"seeds": [0]})
-    errors = Errors([(0, 2, 0.1 + 0.2)], [(0, 2, 1 / 3)])
+    errors = errors_of([(0, 2, 0.1 + 0.2)], [(0, 2, 1 / 3)])
     assert checkpoints.errors(1) is None
     checkpoints.save(Unit(1, 0, 2), errors)
     assert checkpoints.errors(1) is None
     assert checkpoints.has(Unit(1, 0, 2)) and not checkpoints.has(Unit(1, 1, 2)) and not checkpoints.has(Unit(1))
-    checkpoints.save(Unit(1, 1, 2), Errors([(1, 3, 1e-300)], []))
+    checkpoints.save(Unit(1, 1, 2), errors_of([(1, 3, 1e-300)], []))
     again = Checkpoints(tmp_path / "g.json", {"seeds": [0]})
-    assert again.errors(1) == Errors([[0, 2, 0.1 + 0.2], [1, 3, 1e-300]], [[0, 2, 1 / 3]])
+    assert again.errors(1) == errors_of([[0, 2, 0.1 + 0.2], [1, 3, 1e-300]], [[0, 2, 1 / 3]])
     assert again.has(Unit(1)) and again.errors(11) is None
     again.remove()
     assert os.listdir(tmp_path) == []
@@ -306,6 +333,21 @@ def test_edges_are_measured_for_the_rule_that_is_asked_for(run, tmp_path, load_p
         # Steps 0 and 1 are computed, as every edge takes for granted; step 2 continues the line through both.
         errors.append(mean_difference(pipe.denoise(inputs, mask=(True, True, False, True)), whole))
     assert graph.weight(1, 3) == pytest.approx(np.mean(errors), rel=1e-9)
+
+
+def test_a_calibration_with_velocities_is_planned_for_the_fitted_forecast(run, tmp_path, load_pipeline):
+    run(tmp_path / "g.json", "--seeds", "3", "--reuse", "velocity", "--num_inference_steps", "8")
+    mask = str(tmp_path / "mask.json")
+    lemica(["plan", str(tmp_path / "g.json"), "--budget", "4", "--forecast", "fitted", "-o", mask])
+    state = initialize_infer_state(Namespace(enable_cache=True, cache_type="lemica", lemica_mask=mask))
+    pipe = load_pipeline("480p_t2v_distilled")
+    inputs = replay.prepare(pipe, **SAMPLE | {"num_steps": 8})
+    whole = pipe.denoise(inputs, mask=(True,) * 8)
+    fitted, held = (
+        pipe.denoise(replace(inputs, rule=rule), mask=state.lemica_mask)
+        for rule in (state.rule, ReuseRule("velocity", "hold"))
+    )
+    assert 0 < mean_difference(fitted, whole) != mean_difference(held, whole)
 
 
 def test_a_rule_that_keeps_too_much_is_refused(run, tmp_path):
