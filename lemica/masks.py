@@ -33,7 +33,7 @@ def _load_infer_state() -> ModuleType:
 
 _infer_state = _load_infer_state()
 FORMAT = _infer_state.MASK_FORMAT
-ReuseRule = _infer_state.ReuseRule
+ReuseRule, step_mask = _infer_state.ReuseRule, _infer_state.step_mask
 REUSED, FITTED = tuple(_infer_state.MOST_KEPT), _infer_state.FITTED
 FITTED_KEEPS = _infer_state.FORECASTS[FITTED].keeps
 # The fitted forecast is not among them: it belongs to a mask, and there is none yet when a graph is measured.

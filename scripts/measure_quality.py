@@ -4,8 +4,8 @@
     python scripts/measure_quality.py table pairs*.json --against "fewer steps"
 
 PYTHONPATH must hold a HunyuanVideo-1.5 tree with the kit, and the kit itself. A pair is a prompt that training never
-saw, and a seed; pairs from 0 up are for reports, calibration uses training prompts. METHODS.json lists what to compare,
-one object a method:
+saw, and a seed; pairs from 0 up are for reports, those from 100 up for choosing among methods, and calibration uses
+training prompts. METHODS.json lists what to compare, one object a method:
 
     {"name": "minimax, exact", "steps": 50, "budgets": [25, 20], "mask": "../demo_masks/exact_b{budget}.json"}
     {"name": "released", "steps": 50, "budgets": [25, 20]}                             the kit's own masks
@@ -75,18 +75,20 @@ class Method:
 def method_of(entry: dict, budget: int | None, folder: Path) -> Method:
     """A method from its line in the file, for one of its budgets; mask files are found from `folder`."""
     num_steps = entry["steps"]
-    rule = {name: entry[name] for name in ("reuse", "forecast") if name in entry}
+    rule = ReuseRule()
     if "mask" in entry:
         mask = read_mask(folder / entry["mask"].format(budget=budget))
-        steps, rule = mask.steps, {"reuse": mask.reuse, "forecast": mask.forecast} | rule
+        steps, rule = mask.steps, mask.rule
     elif entry.get("static"):
         steps = static_mask(num_steps)
     elif entry.get("uniform"):
         steps = uniform_mask(budget, num_steps)
     else:
         steps = step_mask(budget, num_steps)
+    asked = {name: entry[name] for name in ("reuse", "forecast") if name in entry}
+    rule = replace(rule, weights=(), **asked) if asked else rule
     options = {name: entry[name] for name in ("sampler", "cache_type") if name in entry}
-    return Method(entry["name"], num_steps, steps, ReuseRule(**rule), **options)
+    return Method(entry["name"], num_steps, steps, rule, **options)
 
 
 def read_methods(path: Path) -> list[Method]:

@@ -1,6 +1,6 @@
 """Calibrate the demo model and plan its masks: all graphs and mask files that the measurements compare.
 
-    python scripts/plan_demo_masks.py calibrate OUTPUT fast_t2v_50     # one graph, see GRAPHS
+    python scripts/plan_demo_masks.py calibrate OUTPUT fast_t2v_50     # graphs by name, see GRAPHS
     python scripts/plan_demo_masks.py compare OUTPUT                   # fast against exact edges
     python scripts/plan_demo_masks.py plan OUTPUT                      # all masks
 
@@ -13,14 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from demo_data import prompt_of, render_one, spec_of
 
 from lemica import __main__ as lemica
-from lemica.graph import read_graph
+from lemica.graph import ErrorGraph, read_graph
+from lemica.masks import Mask, computed_steps, step_mask, uniform_mask, write_mask
+from lemica.plan import fitted
 
 CHECKPOINT = Path(__file__).resolve().parents[1] / "assets" / "demo_checkpoint"
 BUDGETS = {50: (25, 20, 15, 10), 30: (15, 10)}
@@ -29,22 +31,40 @@ FRAMES = 9
 
 @dataclass(frozen=True)
 class Calibration:
-    """One graph: which task, steps and edges, on the training prompts of how many specs; a seed each."""
+    """One graph: which task, steps, edges and rule, on the training prompts of how many specs; a seed each."""
 
     task: str
     num_steps: int
-    edges: str
-    samples: int
+    edges: str = "fast"
+    samples: int = 8
+    rule: tuple[str, str] = ("residual", "hold")
     max_gap: int = 8
 
 
+# Rules other than residual + hold that masks are planned for, by the name of their graphs.
+RULES = {
+    "velocity": ("velocity", "hold"),
+    "output": ("output", "hold"),
+    "velocity_damped": ("velocity", "damped-sigma"),
+    "output_damped": ("output", "damped-sigma"),
+    "residual_damped": ("residual", "damped-sigma"),
+}
 # Fast edges of as many samples as exact ones have, beside those of more that the masks are planned on.
-_SAMPLES = {"fast": 8, "same": 2, "exact": 2}
+EXACT_SAMPLES = 2
+
+
+def _graphs(task: str, num_steps: int) -> Iterator[tuple[str, Calibration]]:
+    yield "fast", Calibration(task, num_steps)
+    yield "same", Calibration(task, num_steps, samples=EXACT_SAMPLES)
+    yield "exact", Calibration(task, num_steps, edges="exact", samples=EXACT_SAMPLES)
+    yield from ((name, Calibration(task, num_steps, rule=rule)) for name, rule in RULES.items())
+
+
 GRAPHS = {
-    f"{kind}_{task}_{num_steps}": Calibration(task, num_steps, "exact" if kind == "exact" else "fast", samples)
+    f"{kind}_{task}_{num_steps}": calibration
     for task in ("t2v", "i2v")
     for num_steps in (50, 30)
-    for kind, samples in _SAMPLES.items()
+    for kind, calibration in _graphs(task, num_steps)
 }
 
 
@@ -85,7 +105,7 @@ def calibrate(output: Path, name: str) -> None:
         "0",
     ]
     files = ["--model_path", str(CHECKPOINT), "--output", str(output / f"{name}.json")]
-    files += ["--edges", calibration.edges]
+    files += ["--edges", calibration.edges, "--reuse", calibration.rule[0], "--forecast", calibration.rule[1]]
     with fused_attention():
         lemica.main(["calibrate", *files, *request, *sampler, *_write_prompts(output, calibration)])
     seconds = round(time.perf_counter() - begin, 1)
@@ -101,20 +121,37 @@ def compare(output: Path) -> None:
         weights = {kind: [w for *_, w in read_graph(path).edges()] for kind, path in paths.items() if path.exists()}
         for kind in weights.keys() & {"same", "fast"} if "exact" in weights else ():
             rank, linear = (test(weights["exact"], weights[kind])[0] for test in (spearmanr, pearsonr))
-            samples = f"{_SAMPLES[kind]} samples, exact of {_SAMPLES['exact']}"
+            samples = f"{GRAPHS[paths[kind].stem].samples} samples, exact of {EXACT_SAMPLES}"
             print(f"{name}: {len(weights[kind])} edges, fast of {samples}: Spearman {rank:.4f}, Pearson {linear:.4f}")
 
 
 def plan(output: Path) -> None:
-    """Masks of every graph for every budget, by both objectives."""
+    """Masks of every graph for every budget, by both objectives, and fitted forecasts where velocities were held."""
     for name, calibration in GRAPHS.items():
         graph = output / f"{name}.json"
-        if name.startswith("same") or not graph.exists():
+        if not graph.exists():
             continue
-        budgets = [str(budget) for budget in BUDGETS[calibration.num_steps]]
-        for objective in ("minimax", "sum"):
-            target = output / f"{objective}_{name}_b{{budget}}.json"
-            lemica.main(["plan", str(graph), "--budget", *budgets, "--objective", objective, "-o", str(target)])
+        budgets = BUDGETS[calibration.num_steps]
+        _plan(graph, budgets, name)
+        if calibration.rule == RULES["velocity"]:
+            _plan(graph, budgets, name.replace("velocity", "fitted"), "--forecast", "fitted")
+            fit_to_known_masks(read_graph(graph), budgets, output, name.removeprefix("velocity_"))
+
+
+def _plan(graph: Path, budgets: Sequence[int], name: str, *options: str) -> None:
+    for objective in ("minimax", "sum"):
+        target = graph.with_name(f"{objective}_{name}_b{{budget}}.json")
+        budget = ["--budget", *map(str, budgets)]
+        lemica.main(["plan", str(graph), *budget, "--objective", objective, "-o", str(target), *options])
+
+
+def fit_to_known_masks(graph: ErrorGraph, budgets: Sequence[int], output: Path, name: str) -> None:
+    """Fitted weights for the uniform masks and for the kit's own."""
+    for origin, steps_of in (("uniform", uniform_mask), ("released", step_mask)):
+        for budget in budgets:
+            steps = computed_steps(steps_of(budget, graph.num_steps))
+            mask = Mask(graph.model, graph.num_steps, steps, origin, graph.reuse, graph.forecast)
+            write_mask(fitted(mask, graph.moments), output / f"{origin}_fitted_{name}_b{budget}.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -122,12 +159,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["calibrate", "compare", "plan"])
     parser.add_argument("output", type=Path)
-    parser.add_argument("graph", nargs="?", choices=list(GRAPHS), help="for calibrate")
+    parser.add_argument("graphs", nargs="*", metavar="GRAPH", help="for calibrate")
     options = parser.parse_args(arguments)
     if options.command == "calibrate":
-        if options.graph is None:
-            parser.error(f"calibrate needs a graph: one of {', '.join(GRAPHS)}")
-        calibrate(options.output, options.graph)
+        if not options.graphs or not set(options.graphs) <= set(GRAPHS):
+            parser.error(f"calibrate needs graphs: {', '.join(GRAPHS)}")
+        for name in options.graphs:
+            calibrate(options.output, name)
     else:
         {"compare": compare, "plan": plan}[options.command](options.output)
 

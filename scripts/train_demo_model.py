@@ -1,6 +1,6 @@
 """Train the demo model's transformer: upstream's class at a small width, on latents of the procedural videos.
 
-    python scripts/train_demo_model.py OUTPUT --vae VAE --steps 3200      # PYTHONPATH = a tree with the kit
+    python scripts/train_demo_model.py OUTPUT --vae VAE --steps 2600      # PYTHONPATH = a tree with the kit
 
 OUTPUT becomes a whole checkpoint in upstream's layout, with one set of weights for text- and image-to-video;
 `training.json` beside it holds the losses, the time, the machine and the command. `state.pt` lets the same command go
@@ -42,7 +42,7 @@ ENCODED_AT_ONCE = 4
 class Training:
     """What a training run depends on."""
 
-    steps: int = 3_200
+    steps: int = 2_600
     batch: int = 16
     rate: float = 1.2e-2
     seed: int = 0
