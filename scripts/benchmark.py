@@ -190,6 +190,7 @@ def random_inputs(pipe: HunyuanVideo_1_5_Pipeline, preset: Preset) -> DenoiseInp
         scheduler=scheduler,
         mask=(True,) * NUM_STEPS,
         transformer_kwargs=dict(
+            **pipe.rotary_tables(preset.latents),
             text_states=draw(batch, preset.text_tokens, preset.text_width),
             text_states_2=None,
             encoder_attention_mask=mask(preset.text_tokens),

@@ -215,6 +215,19 @@ def test_replays_continue_a_trajectory_to_the_bit(load_pipeline):
     assert torch.equal(pipe.denoise(inputs), final)
 
 
+def test_rotary_tables_are_made_before_the_loop(load_pipeline, monkeypatch):
+    pipe = load_pipeline("480p_t2v")
+    settings = {name: value for name, value in REQUEST.items() if name not in ("enable_sr", "output_type")}
+    inputs = prepared(pipe, **settings | {"aspect_ratio": "16:9", "video_length": 5})
+    tables = [inputs.transformer_kwargs[name] for name in ("freqs_cos", "freqs_sin")]
+    grid = tuple(inputs.noise.shape[2:])
+    assert pipe.transformer.patch_size == [1, 1, 1]
+    assert all(map(torch.equal, tables, pipe.transformer.get_rotary_pos_embed(grid)))
+    assert {table.device for table in tables} == {inputs.noise.device}
+    monkeypatch.setattr(pipe.transformer, "get_rotary_pos_embed", lambda *_: pytest.fail("made anew in the loop"))
+    pipe.denoise(inputs, stop=2)
+
+
 def prepared(pipe, **settings):
     """The inputs of the denoising loop, as a call would make them."""
     captured = []
