@@ -806,7 +806,10 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         embeds_2 = None
         if self.text_encoder_2 is not None:
             embeds_2, _ = self._encode_with(self.text_encoder_2, settings, clock)
-        with self.on_device(self.byt5_model, clock):
+        texts = [settings.prompt] if isinstance(settings.prompt, str) else settings.prompt
+        # The glyph encoder reads nothing but quoted texts: without any it need not be moved.
+        has_glyphs = any(self._extract_glyph_texts(text) for text in texts)
+        with self.on_device(self.byt5_model if has_glyphs else None, clock):
             extra_kwargs = self._prepare_byt5_embeddings(settings.prompt, self.execution_device)
         return dict(text_states=embeds, text_states_2=embeds_2, encoder_attention_mask=mask, extra_kwargs=extra_kwargs)
 

@@ -6,10 +6,18 @@ from demo_attention import fused_attention
 from test_against_upstream import REQUEST, request_for
 
 
-@pytest.mark.parametrize(("version", "spared"), [("480p_t2v", {"VAE", "vision encoder"}), ("480p_i2v", set())])
-def test_counts_beside_upstream(load_pipeline, reference_image, version, spared, capsys):
+@pytest.mark.parametrize(
+    ("version", "prompt", "spared"),
+    [
+        ("480p_t2v", 'a star with "hi" on it', {"VAE", "vision encoder"}),
+        ("480p_t2v", "a star", {"VAE", "vision encoder", "glyph encoder"}),
+        ("480p_i2v", "a star", {"glyph encoder"}),
+    ],
+)
+def test_counts_beside_upstream(load_pipeline, reference_image, capsys, version, prompt, spared):
+    request = request_for(version, reference_image) | {"prompt": prompt}
     with fused_attention():
-        figures = compare(load_pipeline(version), request_for(version, reference_image), budget=2, repeats=1)
+        figures = compare(load_pipeline(version), request, budget=2, repeats=1)
     upstream, kit, cached = figures.values()
     moves = {name: (upstream[f"moves of the {name}"], kit[f"moves of the {name}"]) for name in MODELS.values()}
     assert {name for name, (theirs, ours) in moves.items() if ours == theirs - 2} == spared
