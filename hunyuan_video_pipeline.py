@@ -187,13 +187,16 @@ def _from_output(net: HunyuanVideo_1_5_DiffusionTransformer, inputs: dict[str, A
 
 def _modulation(net: HunyuanVideo_1_5_DiffusionTransformer, inputs: dict[str, Any]) -> torch.Tensor:
     """The vector (B, hidden) that modulates the final layer, from timestep, guidance and pooled text."""
-    vector = net.time_in(inputs["timestep"])
-    if inputs["text_states_2"] is not None:
-        vector = vector + net.vector_in(inputs["text_states_2"])
-    if net.guidance_embed:
-        vector = vector + net.guidance_in(inputs["guidance"])
-    if inputs["timestep_r"] is not None:
-        vector = vector + net.time_r_in(inputs["timestep_r"])
+    # Upstream's embedders make their frequencies on the default device. From the CPU they would have to be copied, and
+    # that waits for all that the device has still to do.
+    with inputs["timestep"].device:
+        vector = net.time_in(inputs["timestep"])
+        if inputs["text_states_2"] is not None:
+            vector = vector + net.vector_in(inputs["text_states_2"])
+        if net.guidance_embed:
+            vector = vector + net.guidance_in(inputs["guidance"])
+        if inputs["timestep_r"] is not None:
+            vector = vector + net.time_r_in(inputs["timestep_r"])
     return vector
 
 
