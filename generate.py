@@ -465,21 +465,24 @@ def moved_into_place(path: Path):
 
 def log_report(report) -> None:
     computed, total = len(report.computed_steps), report.num_steps
-    rank0_log(f"{computed} of {total} steps computed ({report.mask_origin}), DiT {report.dit_seconds:.2f} s")
+    rank0_log(
+        f"{computed} of {total} steps computed ({report.mask_origin}), DiT {report.dit_seconds:.2f} s: "
+        f"computed {report.computed_seconds:.2f} s, reused {report.reused_seconds:.2f} s"
+    )
     rank0_log(", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in report.stage_seconds.items()))
 
 
 def save_config(args: argparse.Namespace, report) -> None:
     """Write PATH_config.json beside the video: the arguments, the model, and the run report."""
     path = output_path(args)
+    sums = ("dit_seconds", "computed_seconds", "reused_seconds", "total_seconds")
     config = {
         "timestamp": datetime.datetime.now().isoformat(),
         "task": task_of(args),
         "transformer_version": transformer_version(args),
         "output_path": str(path),
         "arguments": vars(args),
-        "report": dataclasses.asdict(report)
-        | {"dit_seconds": report.dit_seconds, "total_seconds": report.total_seconds},
+        "report": dataclasses.asdict(report) | {name: getattr(report, name) for name in sums},
     }
     config_path = beside(path, "_config.json")
     with moved_into_place(config_path) as partial:

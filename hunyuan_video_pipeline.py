@@ -12,7 +12,6 @@ import os
 import random
 import re
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -69,6 +68,7 @@ BYT5_TOKENS = 256
 BYT5_WIDTH = 1472
 # Side in pixels of the square with a resolution's area. Upstream's four, and three for models that run on a CPU.
 BUCKET_BASE_SIZES = {"64p": 64, "96p": 128, "144p": 192, "360p": 480, "480p": 640, "720p": 960, "1080p": 1440}
+OFFLOAD_MOVES = "offload moves"
 HUB_REPOSITORY = "tencent/HunyuanVideo-1.5"
 UPSTREAM_CACHE_HELPERS = {
     "deepcache": "DeepCacheHelper",
@@ -187,13 +187,16 @@ def _from_output(net: HunyuanVideo_1_5_DiffusionTransformer, inputs: dict[str, A
 
 def _modulation(net: HunyuanVideo_1_5_DiffusionTransformer, inputs: dict[str, Any]) -> torch.Tensor:
     """The vector (B, hidden) that modulates the final layer, from timestep, guidance and pooled text."""
-    vector = net.time_in(inputs["timestep"])
-    if inputs["text_states_2"] is not None:
-        vector = vector + net.vector_in(inputs["text_states_2"])
-    if net.guidance_embed:
-        vector = vector + net.guidance_in(inputs["guidance"])
-    if inputs["timestep_r"] is not None:
-        vector = vector + net.time_r_in(inputs["timestep_r"])
+    # Upstream's embedders make their frequencies on the default device. From the CPU they would have to be copied, and
+    # that waits for all that the device has still to do.
+    with inputs["timestep"].device:
+        vector = net.time_in(inputs["timestep"])
+        if inputs["text_states_2"] is not None:
+            vector = vector + net.vector_in(inputs["text_states_2"])
+        if net.guidance_embed:
+            vector = vector + net.guidance_in(inputs["guidance"])
+        if inputs["timestep_r"] is not None:
+            vector = vector + net.time_r_in(inputs["timestep_r"])
     return vector
 
 
@@ -272,22 +275,36 @@ class StepCache:
 
 
 class Stopwatch:
-    """Seconds by stage, and by denoising step; the device is waited for at the end of a stage only."""
+    """Seconds by stage, and by denoising step; the device is waited for at both ends of a stage, never between.
+
+    The time of a stage inside another is the inner one's alone, so that stages sum to the whole.
+    """
 
     def __init__(self, device: torch.device):
         self.on_gpu = device.type == "cuda"
-        self.stages: dict[str, float] = defaultdict(float)
+        self.stages: dict[str, float] = {}
+        self._inner_seconds: list[float] = []
         self._marks: list[Any] = []
 
     @contextmanager
     def stage(self, name: str):
+        # An inner stage must not pay for what the outer one has set going.
+        self._wait()
         start = time.perf_counter()
+        self.stages.setdefault(name, 0.0)
+        self._inner_seconds.append(0.0)
         try:
             yield
         finally:
-            if self.on_gpu:
-                torch.cuda.synchronize()
-            self.stages[name] += time.perf_counter() - start
+            self._wait()
+            seconds = time.perf_counter() - start
+            self.stages[name] += seconds - self._inner_seconds.pop()
+            if self._inner_seconds:
+                self._inner_seconds[-1] += seconds
+
+    def _wait(self) -> None:
+        if self.on_gpu:
+            torch.cuda.synchronize()
 
     def mark(self) -> None:
         """Note the beginning of the first step or the end of a step, without waiting for the device."""
@@ -481,7 +498,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
                 prompt, negative_prompt, reference_image, aspect_ratio, video_length, prompt_rewrite,
                 num_inference_steps, guidance_scale, embedded_guidance_scale, flow_shift, seed, generator, kwargs,
             )  # fmt: skip
-        inputs = self.prepare(settings, clock)
+            inputs = self.prepare(settings, clock)
         with clock.stage("denoising"):
             latents = self.denoise(inputs, clock)
 
@@ -495,7 +512,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         videos = latents if output_type == "latent" else sr_videos
         if output_type != "latent" and (return_pre_sr_video or not enable_sr):
             with clock.stage("VAE decoding"):
-                videos = self.decode(latents, settings.generator, enable_vae_tile_parallelism)
+                videos = self.decode(latents, settings.generator, enable_vae_tile_parallelism, clock)
         self.maybe_free_model_hooks()
 
         if not return_dict:
@@ -506,7 +523,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         """Encode text and image and draw the noise: everything that the denoising loop reads."""
         clock = clock or Stopwatch(self.execution_device)
         with clock.stage("text encoding"):
-            text_kwargs = self._encode_text(settings)
+            text_kwargs = self._encode_text(settings, clock)
         noise = self.prepare_latents(
             settings.batch_size,
             self.transformer.config.in_channels,
@@ -517,7 +534,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
             settings.generator,
         )
         with clock.stage("image encoding"):
-            condition, vision_states = self._encode_image(settings, noise)
+            condition, vision_states = self._encode_image(settings, noise, clock)
 
         copies = 2 if self.do_classifier_free_guidance else 1
         guidance = None
@@ -532,6 +549,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
             mask=settings.mask.steps,
             transformer_kwargs=dict(
                 **text_kwargs,
+                **self.rotary_tables(settings.latent_size),
                 vision_states=vision_states,
                 mask_type=settings.task,
                 guidance=guidance,
@@ -542,6 +560,16 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
             ),
             rule=settings.rule,
         )
+
+    def rotary_tables(self, latent_size: tuple[int, int, int]) -> dict[str, torch.Tensor]:
+        """Cosines and sines of the positions of all image tokens, two of (L, channels a head), float32.
+
+        Upstream's transformer makes the same ones for itself, but on the CPU, and then every block of every step copies
+        both to the device: 114 MB a block at 720p, divided by the sequence-parallel degree.
+        """
+        grid = tuple(size // patch for size, patch in zip(latent_size, self.transformer.patch_size, strict=True))
+        cosines, sines = self.transformer.get_rotary_pos_embed(grid)
+        return dict(freqs_cos=cosines.to(self.execution_device), freqs_sin=sines.to(self.execution_device))
 
     @torch.no_grad()
     def denoise(
@@ -574,7 +602,11 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         if not all(mask):
             self._exempt_from_group_offload(cache.reuse_modules())
 
-        with self.progress_bar(total=len(steps)) as bar, self.on_device(self.transformer), self._clearing(cache):
+        with (
+            self.progress_bar(total=len(steps)) as bar,
+            self.on_device(self.transformer, clock),
+            self._clearing(cache),
+        ):
             clock.mark()
             for i in steps:
                 arguments = self._transformer_inputs(i, latents, inputs)
@@ -592,7 +624,9 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
                     on_step(i, latents)
         return latents
 
-    def decode(self, latents: torch.Tensor, generator=None, tile_parallelism: bool = True) -> torch.Tensor:
+    def decode(
+        self, latents: torch.Tensor, generator=None, tile_parallelism: bool = True, clock: Stopwatch | None = None
+    ) -> torch.Tensor:
         """Frames (B, 3, F, H, W), float32 in [0, 1] on the CPU, of latents (B, 32, T, H, W).
 
         With tile parallelism only rank 0 has the frames, the other ranks get an empty tensor.
@@ -607,7 +641,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
             self.vae.enable_tile_parallelism()
         with (
             self._autocast(self.vae_dtype, self.vae_autocast_enabled),
-            self.on_device(self.vae),
+            self.on_device(self.vae, clock),
             self._sliced_and_tiled_vae(),
         ):
             frames = self.vae.decode(latents, return_dict=False, generator=generator)[0]
@@ -769,18 +803,21 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         reused = "" if all(steps) else f", the others reuse: {settings.rule}"
         logger.info(f"{sum(steps)} of {len(steps)} steps computed ({settings.mask.origin} mask){reused}")
 
-    def _encode_text(self, settings: GenerationSettings) -> dict[str, Any]:
+    def _encode_text(self, settings: GenerationSettings, clock: Stopwatch) -> dict[str, Any]:
         """The transformer's text arguments; with CFG the batch is [negative, positive]."""
-        embeds, mask = self._encode_with(self.text_encoder, settings)
+        embeds, mask = self._encode_with(self.text_encoder, settings, clock)
         embeds_2 = None
         if self.text_encoder_2 is not None:
-            embeds_2, _ = self._encode_with(self.text_encoder_2, settings)
-        with self.on_device(self.byt5_model):
+            embeds_2, _ = self._encode_with(self.text_encoder_2, settings, clock)
+        texts = [settings.prompt] if isinstance(settings.prompt, str) else settings.prompt
+        # The glyph encoder reads nothing but quoted texts: without any it need not be moved.
+        has_glyphs = any(self._extract_glyph_texts(text) for text in texts)
+        with self.on_device(self.byt5_model if has_glyphs else None, clock):
             extra_kwargs = self._prepare_byt5_embeddings(settings.prompt, self.execution_device)
         return dict(text_states=embeds, text_states_2=embeds_2, encoder_attention_mask=mask, extra_kwargs=extra_kwargs)
 
-    def _encode_with(self, text_encoder: TextEncoder, settings: GenerationSettings):
-        with self.on_device(text_encoder):
+    def _encode_with(self, text_encoder: TextEncoder, settings: GenerationSettings, clock: Stopwatch):
+        with self.on_device(text_encoder, clock):
             embeds, negative_embeds, mask, negative_mask = self.encode_prompt(
                 settings.prompt,
                 self.execution_device,
@@ -867,14 +904,14 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         embeddings, masks = zip(*(self._process_single_byt5_prompt(text, device) for text in texts), strict=True)
         return {"byt5_text_states": torch.cat(embeddings), "byt5_text_mask": torch.cat(masks)}
 
-    def _encode_image(self, settings: GenerationSettings, noise: torch.Tensor):
+    def _encode_image(self, settings: GenerationSettings, noise: torch.Tensor, clock: Stopwatch):
         """Condition latents (B, 33, T, H, W) and vision states; models are moved only if there is an image."""
         task_mask = self.get_task_mask(settings.task, settings.latent_size[0])
         size = (settings.height, settings.width)
-        with self.on_device(self.vae if settings.image else None):
+        with self.on_device(self.vae if settings.image else None, clock):
             image_latents = self.get_image_condition_latents(settings.task, settings.image, *size)
         condition = self._prepare_cond_latents(settings.task, image_latents, noise, task_mask)
-        with self.on_device(self.vision_encoder if settings.image else None):
+        with self.on_device(self.vision_encoder if settings.image else None, clock):
             vision_states = self._prepare_vision_states(
                 None if settings.image is None else np.array(settings.image),
                 self.ideal_resolution,
@@ -1049,16 +1086,22 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
             module.to(self.execution_device)
 
     @contextmanager
-    def on_device(self, model: torch.nn.Module | None):
-        """With offloading, `model` is on the execution device inside and on the CPU after, also after an error."""
+    def on_device(self, model: torch.nn.Module | None, clock: Stopwatch | None = None):
+        """With offloading, `model` is on the execution device inside and on the CPU after, also after an error.
+
+        Both moves are a stage of their own on `clock`, in whatever stage they happen.
+        """
         if model is None or not self.enable_offloading or _is_group_offload_enabled(model):
             yield
             return
-        model.to(self.execution_device)
+        clock = clock or Stopwatch(self.execution_device)
+        with clock.stage(OFFLOAD_MOVES):
+            model.to(self.execution_device)
         try:
             yield
         finally:
-            model.to("cpu")
+            with clock.stage(OFFLOAD_MOVES):
+                model.to("cpu")
 
     @contextmanager
     def _clearing(self, cache: StepCache):

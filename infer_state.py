@@ -531,7 +531,9 @@ class RunReport:
     """What one call did and how long it took: computed steps (0-based), seconds by step and by stage.
 
     `seed` and `prompt` are those that were used: drawn and rewritten, if that was asked for. `reuse` and `forecast`
-    are the rule of the reused steps, None where every step was computed.
+    are the rule of the reused steps, None where every step was computed. Stages sum to the whole; with offloading
+    "offload moves" is one of them, the time to bring whole models to the device and back. What upstream's
+    super-resolution pipeline moves counts as super-resolution, and blocks that are streamed as their step.
     """
 
     seed: int
@@ -547,6 +549,14 @@ class RunReport:
     @property
     def dit_seconds(self) -> float:
         return sum(self.step_seconds)
+
+    @property
+    def computed_seconds(self) -> float:
+        return sum(self.step_seconds[step] for step in self.computed_steps)
+
+    @property
+    def reused_seconds(self) -> float:
+        return sum(seconds for step, seconds in enumerate(self.step_seconds) if step not in self.computed_steps)
 
     @property
     def total_seconds(self) -> float:

@@ -1,10 +1,19 @@
 """Time a reused step and count what the cache holds: this kit beside angelslim's TeaCacheHelper, in one process.
 
     python scripts/benchmark.py tiny                         # PYTHONPATH = a HunyuanVideo-1.5 tree with the kit
+    python scripts/benchmark.py cpu --output cpu.json        # 54 blocks, 2,268 tokens: about 15 minutes on two cores
     python scripts/benchmark.py 720p --output 720p.json      # true geometry, random weights, on a GPU
 
-Both caches run the same mask in the same denoising loop on the same transformer, in turn; figures are medians.
-TeaCacheHelper is what the released LeMiCa kit installs (pip install --no-deps angelslim==0.2.2).
+Both caches run the same mask in the same denoising loop on the same transformer. A repeat runs every loop once, all 50
+steps: uncached, and each cache at each budget; every other repeat runs them backwards. Speed-ups and other ratios are
+taken within a repeat, so that a machine that slows down does not look like a cache that does; figures are medians over
+repeats. An interrupted run reports the repeats that it has finished. TeaCacheHelper is what the released LeMiCa kit
+installs (pip install --no-deps angelslim==0.2.2); in the cpu preset it runs at the smallest budget only, where its
+reused steps weigh most, and the other budgets are compared with its reused step there.
+
+On a CPU attention goes through PyTorch's fused kernel (scripts/demo_attention.py), because upstream's flex_attention is
+uncompiled there: a full step of the cpu preset takes ten times as long, and every overhead looks small beside it. The
+output says which one ran.
 """
 
 import argparse
@@ -13,12 +22,13 @@ import platform
 import statistics
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from angelslim_caches import import_angelslim_caches
+from demo_attention import fused_attention
 from hyvideo.commons.infer_state import StepMask, step_mask
 from hyvideo.models.transformers.hunyuanvideo_1_5_transformer import HunyuanVideo_1_5_DiffusionTransformer
 from hyvideo.pipelines.hunyuan_video_pipeline import (
@@ -32,11 +42,20 @@ from make_tiny_checkpoint import TinyConfig, transformer_config, write_checkpoin
 
 MIB = 1024**2
 NUM_STEPS = 50
+BLOCKS = 54
+# Both caches fill up, are used, filled anew and used again: as much as they ever hold.
+WARM_UP = (True, True, False, True, False, True)
+# Targets: of the released kit's reused step, of N/B (at full depth only: a tiny model's loop has other costs).
+MOST_OF_RELEASED = 0.3
+LEAST_OF_IDEAL = 0.98
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A transformer and its input: latent frames, height and width; text, glyph and vision tokens; CFG batch."""
+    """A transformer and its input: latent frames, height and width; text, glyph and vision tokens; CFG batch.
+
+    most_of_full is the target for a reused step, as a share of a full one.
+    """
 
     blocks: int
     hidden: int
@@ -49,6 +68,8 @@ class Preset:
     text_width: int = 64
     vision_width: int = 32
     mlp_ratio: float = 4.0
+    most_of_full: float | None = None
+    released_once: bool = False
 
     @property
     def image_tokens(self) -> int:
@@ -58,22 +79,46 @@ class Preset:
 
 PRESETS = {
     "tiny": Preset(4, 64, 4, (5, 6, 6), 64, 16, 16, batch=2),
-    "cpu": Preset(54, 64, 2, (7, 18, 18), 64, 16, 16, batch=1),
-    "480p": Preset(54, 2048, 16, (31, 30, 53), 1000, 256, 729, batch=2, text_width=3584, vision_width=1152),
-    "720p": Preset(54, 2048, 16, (31, 45, 80), 1000, 256, 729, batch=2, text_width=3584, vision_width=1152),
+    "cpu": Preset(BLOCKS, 64, 2, (7, 18, 18), 64, 16, 16, batch=1, most_of_full=0.002, released_once=True),
+    "480p": Preset(BLOCKS, 2048, 16, (31, 30, 53), 1000, 256, 729, batch=2, text_width=3584, vision_width=1152),
+    "720p": Preset(
+        BLOCKS, 2048, 16, (31, 45, 80), 1000, 256, 729, batch=2, text_width=3584, vision_width=1152, most_of_full=0.001
+    ),
 }
 
 
-@dataclass
-class Figures:
-    """Medians over repeats; seconds, and bytes of unique storages and of the device's peak (None on a CPU)."""
+@dataclass(frozen=True)
+class Job:
+    """One loop of a repeat: which cache, at how many computed steps; "uncached" computes all of them."""
+
+    way: str
+    budget: int
+
+    @property
+    def mask(self) -> StepMask:
+        return (True,) * NUM_STEPS if self.budget == NUM_STEPS else step_mask(self.budget, NUM_STEPS)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What one loop took, in seconds, the steps' as medians; the device's peak in bytes, None on a CPU."""
 
     full_step: float
-    reused_step: float
+    reused_step: float | None
     loop: float
-    bytes_held: int
-    bytes_after: int
     peak_bytes: int | None
+
+
+Repeat = dict[Job, Loop]
+UNCACHED = Job("uncached", NUM_STEPS)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes of unique storages: the most that is held after a step, and what is left after the loop."""
+
+    during: int
+    after: int
 
 
 class MeasuredCache(StepCache):
@@ -145,6 +190,7 @@ def random_inputs(pipe: HunyuanVideo_1_5_Pipeline, preset: Preset) -> DenoiseInp
         scheduler=scheduler,
         mask=(True,) * NUM_STEPS,
         transformer_kwargs=dict(
+            **pipe.rotary_tables(preset.latents),
             text_states=draw(batch, preset.text_tokens, preset.text_width),
             text_states_2=None,
             encoder_attention_mask=mask(preset.text_tokens),
@@ -174,118 +220,192 @@ def teacache(pipe: HunyuanVideo_1_5_Pipeline, mask: StepMask) -> Iterator:
         helper.disable()
 
 
-def run_kit(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, mask: StepMask) -> dict:
-    cache, clock = MeasuredCache(pipe.transformer), Stopwatch(pipe.execution_device)
-    with clock.stage("loop"):
-        pipe.denoise(inputs, clock, mask=mask, cache=cache, on_step=lambda *_: cache.note())
-    return measured(clock, mask, cache.held, unique_bytes(cache.kept))
+def held_by_kit(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs) -> Held:
+    cache = MeasuredCache(pipe.transformer)
+    mask = WARM_UP + (True,) * (NUM_STEPS - len(WARM_UP))
+    pipe.denoise(inputs, mask=mask, stop=len(WARM_UP), cache=cache, on_step=lambda *_: cache.note())
+    return Held(cache.held, unique_bytes(cache.kept))
 
 
-def run_released(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, mask: StepMask) -> dict:
+def held_by_released(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs) -> Held:
     held = 0
-    clock = Stopwatch(pipe.execution_device)
-    with teacache(pipe, mask) as helper:
+    with teacache(pipe, WARM_UP) as helper:
 
         def note(*_) -> None:
             nonlocal held
             held = max(held, unique_bytes(tensors_of_helper(helper)))
 
-        with clock.stage("loop"):
-            pipe.denoise(inputs, clock, mask=(True,) * NUM_STEPS, on_step=note)
+        pipe.denoise(inputs, mask=(True,) * NUM_STEPS, stop=len(WARM_UP), on_step=note)
         # The kit clears what it can reach; count what the helper itself still holds.
-        return measured(clock, mask, held, unique_bytes(tensors_of_helper(helper)))
+        return Held(held, unique_bytes(tensors_of_helper(helper)))
 
 
-def measured(clock: Stopwatch, mask: StepMask, held: int, after: int) -> dict:
-    seconds = clock.step_seconds()
-    # The first step pays for warming up.
-    full = [second for second, runs in list(zip(seconds, mask, strict=True))[1:] if runs]
-    reused = [second for second, runs in zip(seconds, mask, strict=True) if not runs]
-    return dict(
-        full_step=statistics.median(full),
-        reused_step=statistics.median(reused) if reused else float("nan"),
+def timed(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, job: Job) -> Loop:
+    """One loop. Nothing but the clock runs beside it: what is held was counted in the warm-up."""
+    clock = Stopwatch(pipe.execution_device)
+    released = job.way == "released"
+    if clock.on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    # The helper decides by itself what to skip: for the kit every one of its steps is a computed one.
+    with teacache(pipe, job.mask) if released else nullcontext(), clock.stage("loop"):
+        pipe.denoise(inputs, clock, mask=(True,) * NUM_STEPS if released else job.mask)
+    seconds = list(zip(clock.step_seconds(), job.mask, strict=True))
+    reused = [second for second, computed in seconds if not computed]
+    return Loop(
+        # The first step pays for warming up.
+        full_step=statistics.median(second for second, computed in seconds[1:] if computed),
+        reused_step=statistics.median(reused) if reused else None,
         loop=clock.stages["loop"],
-        bytes_held=held,
-        bytes_after=after,
         peak_bytes=torch.cuda.max_memory_allocated() if clock.on_gpu else None,
     )
 
 
-def medians(runs: list[dict]) -> Figures:
-    def median(values: list):
-        return None if values[0] is None else statistics.median(values)
-
-    return Figures(**{name: median([run[name] for run in runs]) for name in runs[0]})
-
-
-def compare(pipe, inputs, mask: StepMask, repeats: int) -> dict[str, Figures]:
-    """Both caches in turn, `repeats` times each after a warm-up of both."""
-    ways = {"kit": run_kit, "released": run_released}
-    results: dict[str, list[dict]] = {name: [] for name in ways}
-    for repeat in range(repeats + 1):
-        for name, run in ways.items():
-            if pipe.execution_device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            result = run(pipe, inputs, mask)
-            if repeat:
-                results[name].append(result)
-    return {name: medians(runs) for name, runs in results.items()}
+def jobs_of_repeat(budgets: list[int], released_once: bool) -> list[Job]:
+    """Every loop of a repeat; the released kit's at the smallest budget only, if that is asked for."""
+    jobs = [UNCACHED]
+    for budget in budgets:
+        jobs.append(Job("kit", budget))
+        if not released_once or budget == min(budgets):
+            jobs.append(Job("released", budget))
+    return jobs
 
 
-def summary(preset: Preset, budgets: list[int], pipe, inputs, repeats: int) -> dict:
-    residual = preset.batch * preset.image_tokens * preset.hidden * torch.finfo(pipe.target_dtype).bits // 8
-    every_step = (True,) * NUM_STEPS
-    run_kit(pipe, inputs, every_step)  # compiles attention on machines without flash-attention
-    uncached = medians([run_kit(pipe, inputs, every_step) for _ in range(repeats)])
-    figures = {budget: compare(pipe, inputs, step_mask(budget, NUM_STEPS), repeats) for budget in budgets}
+def run_repeat(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, jobs: list[Job]) -> Repeat:
+    loops = {}
+    for job in jobs:
+        loop = loops[job] = timed(pipe, inputs, job)
+        reused = "" if loop.reused_step is None else f", reused step {loop.reused_step * 1e3:.3f} ms"
+        print(
+            f"  {job.way} B={job.budget}: {loop.loop:.2f} s, full step {loop.full_step * 1e3:.1f} ms{reused}",
+            flush=True,
+        )
+    return loops
+
+
+def figures_of(job: Job, repeats: list[Repeat]) -> dict:
+    """Medians over repeats of one loop's seconds and of its ratios to other loops of the same repeat."""
+
+    def median(value) -> float:
+        return statistics.median(value(repeat) for repeat in repeats)
+
+    figures = {name: median(lambda repeat, name=name: getattr(repeat[job], name)) for name in ("full_step", "loop")}
+    figures["peak_bytes"] = max(repeat[job].peak_bytes or 0 for repeat in repeats) or None
+    if job == UNCACHED:
+        return figures
+    speedup = median(lambda repeat: repeat[UNCACHED].loop / repeat[job].loop)
+    figures |= dict(
+        reused_step=median(lambda repeat: repeat[job].reused_step),
+        of_full=median(lambda repeat: repeat[job].reused_step / repeat[job].full_step),
+        speedup=speedup,
+        of_ideal=speedup * job.budget / NUM_STEPS,
+    )
+    released = [other for other in repeats[0] if other.way == "released"]
+    if job.way == "kit" and released:
+        same = next((other for other in released if other.budget == job.budget), released[0])
+        figures["of_released"] = median(lambda repeat: repeat[job].reused_step / repeat[same].reused_step)
+    return figures
+
+
+def missed_targets(preset: Preset, result: dict) -> list[str]:
+    """The targets that the kit's figures miss, in words; those that no figure was measured for are left out."""
+    missed = []
+    for row in result["rows"]:
+        if row["way"] != "kit":
+            continue
+        if row.get("of_released", 0) > MOST_OF_RELEASED:
+            missed.append(f"B={row['budget']}: reused step {row['of_released']:.2f}x the released kit's")
+        if preset.most_of_full is not None and row["of_full"] > preset.most_of_full:
+            missed.append(f"B={row['budget']}: reused step {row['of_full']:.2%} of a full step")
+        if preset.blocks == BLOCKS and row["of_ideal"] < LEAST_OF_IDEAL:
+            missed.append(f"B={row['budget']}: loop speed-up {row['of_ideal']:.1%} of N/B")
+    held = result["held"]["kit"]
+    if held["during"] > result["residual_bytes"] or held["after"]:
+        missed.append(
+            f"{held['during'] / result['residual_bytes']:.2f}x the residual held, {held['after']} bytes after"
+        )
+    return missed
+
+
+def summary(preset: Preset, pipe: HunyuanVideo_1_5_Pipeline, held: dict[str, Held], repeats: list[Repeat]) -> dict:
     on_gpu = pipe.execution_device.type == "cuda"
-    return dict(
+    fused = "PyTorch's fused kernel (scaled_dot_product_attention)"
+    result = dict(
         machine=torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
+        attention=pipe.transformer.attn_mode if on_gpu else fused,
         preset=asdict(preset),
         image_tokens=preset.image_tokens,
-        residual_bytes=residual,
-        uncached_loop=uncached.loop,
-        budgets={budget: {way: asdict(each) for way, each in ways.items()} for budget, ways in figures.items()},
+        residual_bytes=preset.batch * preset.image_tokens * preset.hidden * torch.finfo(pipe.target_dtype).bits // 8,
+        held={way: asdict(each) for way, each in held.items()},
+        rows=[asdict(job) | figures_of(job, repeats) for job in repeats[0]],
+        repeats=[[asdict(job) | asdict(loop) for job, loop in repeat.items()] for repeat in repeats],
     )
+    return result | {"missed": missed_targets(preset, result)}
 
 
-def print_table(result: dict) -> None:
-    print(f"{result['machine']}, {result['image_tokens']} tokens, residual {result['residual_bytes'] / MIB:.1f} MiB")
-    print("  B  cache     full step  reused step  of full   loop speed-up (N/B)   held   after")
-    for budget, ways in result["budgets"].items():
-        for way, figures in ways.items():
-            share = figures["reused_step"] / figures["full_step"]
-            speedup = result["uncached_loop"] / figures["loop"]
-            held, after = (figures[name] / result["residual_bytes"] for name in ("bytes_held", "bytes_after"))
-            print(
-                f"{budget:>3}  {way:<8} {figures['full_step'] * 1e3:9.1f} ms {figures['reused_step'] * 1e3:9.3f} ms "
-                f"{share:8.2%} {speedup:9.2f}x ({NUM_STEPS / int(budget):.2f}x) {held:9.2f}x {after:6.2f}x"
-            )
+def print_table(preset: Preset, result: dict) -> None:
+    residual = result["residual_bytes"]
+    print(
+        f"{result['machine']}, {result['threads']} threads, torch {result['torch']}, attention: {result['attention']}"
+    )
+    print(f"{result['image_tokens']} tokens, residual {residual / MIB:.1f} MiB, {len(result['repeats'])} repeats")
+    print("  B  cache      full step   reused step  of full  of released   loop speed-up  of N/B     held   after")
+    for row in result["rows"]:
+        line = f"{row['budget']:>3}  {row['way']:<8} {row['full_step'] * 1e3:8.1f} ms "
+        if row["way"] == "uncached":
+            print(f"{line}{'':38}{row['loop']:8.2f} s")
+            continue
+        of_released = f"{row['of_released']:.2f}x" if "of_released" in row else ""
+        held = [result["held"][row["way"]][name] / residual for name in ("during", "after")]
+        print(
+            f"{line}{row['reused_step'] * 1e3:10.3f} ms {row['of_full']:8.3%} {of_released:>12} "
+            f"{row['loop']:8.2f} s {row['speedup']:.2f}x {row['of_ideal']:7.1%} {held[0]:7.2f}x {held[1]:6.2f}x"
+        )
+    most, least = ("" if preset.most_of_full is None else f"{preset.most_of_full:.3%}"), ""
+    if preset.blocks == BLOCKS:
+        least = f"{LEAST_OF_IDEAL:.1%}"
+    print(f"     target{'':28}{most:>8} {MOST_OF_RELEASED:>11.2f}x {'':16} {least:>7} {1:7.2f}x {0:6.2f}x")
+    print("missed: " + ("; ".join(result["missed"]) or "none"))
+
+
+def run(args: argparse.Namespace) -> None:
+    preset = PRESETS[args.preset]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    pipe = pipeline_around(random_transformer(preset, device, dtype))
+    inputs = random_inputs(pipe, preset)
+    jobs = jobs_of_repeat(args.budgets, preset.released_once)
+    held = {"kit": held_by_kit(pipe, inputs), "released": held_by_released(pipe, inputs)}
+    repeats: list[Repeat] = []
+    try:
+        for number in range(args.repeats):
+            print(f"repeat {number + 1} of {args.repeats}", flush=True)
+            repeats.append(run_repeat(pipe, inputs, jobs[::-1] if number % 2 else jobs))
+            if args.output:
+                args.output.write_text(json.dumps(summary(preset, pipe, held, repeats), indent=2))
+    except KeyboardInterrupt:
+        print(f"interrupted after {len(repeats)} whole repeats")
+    if repeats:
+        print_table(preset, summary(preset, pipe, held, repeats))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset", choices=PRESETS)
     parser.add_argument("--budgets", type=int, nargs="+", default=[25, 20, 15, 10], help="computed steps of 50")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each cache and budget (default: 5)")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of every loop (default: 5)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--output", type=Path, help="also write the figures as JSON")
     args = parser.parse_args()
+    if args.repeats < 1 or not all(1 < budget < NUM_STEPS for budget in args.budgets):
+        parser.error(f"--repeats must be at least 1 and --budgets from 2 to {NUM_STEPS - 1}")
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     initialize_sequence_parallel()
-
-    preset = PRESETS[args.preset]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    pipe = pipeline_around(random_transformer(preset, device, dtype))
-    result = summary(preset, args.budgets, pipe, random_inputs(pipe, preset), args.repeats)
-    print_table(result)
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=2))
+    with nullcontext() if torch.cuda.is_available() else fused_attention():
+        run(args)
 
 
 if __name__ == "__main__":

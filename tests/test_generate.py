@@ -269,6 +269,8 @@ def test_a_cached_run_writes_video_and_report(tree, command, tmp_path, reference
     assert report["computed_steps"] == [step for step, runs in enumerate(step_mask(3, 4)) if runs]
     assert (report["mask_origin"], report["num_steps"], len(report["step_seconds"])) == ("derived", 4, 4)
     assert report["dit_seconds"] == pytest.approx(sum(report["step_seconds"]))
+    assert report["reused_seconds"] == pytest.approx(report["dit_seconds"] - report["computed_seconds"])
+    assert report["total_seconds"] == pytest.approx(sum(report["stage_seconds"].values()))
     assert (report["seed"], report["prompt"]) == (123, "a star")
     stages = {
         "model loading",

@@ -1,5 +1,6 @@
 """Reused steps: no block runs, the stack's output is embedding + residual, the mask is obeyed, nothing is left over."""
 
+import copy
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 from diffusers.hooks import HookRegistry
 from hyvideo.commons.infer_state import InferState, step_mask
-from hyvideo.pipelines.hunyuan_video_pipeline import StepCache
+from hyvideo.pipelines.hunyuan_video_pipeline import REUSED_KINDS, StepCache
+from torch.utils._python_dispatch import TorchDispatchMode
 
 REQUEST = dict(
     prompt="a red circle moves left",
@@ -213,6 +215,45 @@ def test_replays_continue_a_trajectory_to_the_bit(load_pipeline):
     assert torch.equal(final, trajectory[-1])
     assert torch.equal(pipe.denoise(inputs, start=3, latents=trajectory[3]), final)
     assert torch.equal(pipe.denoise(inputs), final)
+
+
+def test_rotary_tables_are_made_before_the_loop(load_pipeline, monkeypatch):
+    pipe = load_pipeline("480p_t2v")
+    settings = {name: value for name, value in REQUEST.items() if name not in ("enable_sr", "output_type")}
+    inputs = prepared(pipe, **settings | {"aspect_ratio": "16:9", "video_length": 5})
+    tables = [inputs.transformer_kwargs[name] for name in ("freqs_cos", "freqs_sin")]
+    grid = tuple(inputs.noise.shape[2:])
+    assert pipe.transformer.patch_size == [1, 1, 1]
+    assert all(map(torch.equal, tables, pipe.transformer.get_rotary_pos_embed(grid)))
+    assert {table.device for table in tables} == {inputs.noise.device}
+    monkeypatch.setattr(pipe.transformer, "get_rotary_pos_embed", lambda *_: pytest.fail("made anew in the loop"))
+    pipe.denoise(inputs, stop=2)
+
+
+class CopiesFromCpu(TorchDispatchMode):
+    """Counts the tensors that are copied from the CPU to another device: the host waits for each."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.count += func is torch.ops.aten._to_copy.default and args[0].device.type == "cpu" != result.device.type
+        return result
+
+
+@pytest.mark.parametrize("version", ["480p_t2v", "480p_i2v_step_distilled"])
+@pytest.mark.parametrize("kind", list(REUSED_KINDS))
+def test_a_reused_step_copies_nothing_to_the_device(load_pipeline, version, kind):
+    """The meta device stands in for a GPU: it is not the CPU, and copies to it are seen."""
+    net = copy.deepcopy(load_pipeline(version).transformer).to("meta")
+    times = {name: torch.ones(2, device="meta") for name in ("timestep", "timestep_r")}
+    times |= {} if net.config.use_meanflow else {"timestep_r": None}
+    inputs = dict(hidden_states=torch.ones(2, 65, 2, 4, 4, device="meta"), text_states_2=None, guidance=None, **times)
+    carried = torch.ones((2, 32, 2, 4, 4) if kind == "velocity" else (2, 32, net.hidden_size), device="meta")
+    with CopiesFromCpu() as copies:
+        velocity = REUSED_KINDS[kind].velocity(net, inputs, carried)
+    assert velocity.shape == (2, 32, 2, 4, 4)
+    assert copies.count == 0
 
 
 def prepared(pipe, **settings):

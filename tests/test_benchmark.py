@@ -1,0 +1,64 @@
+"""The benchmark: its ratios, its targets, and one real repeat on the tiny preset."""
+
+import json
+import sys
+
+import pytest
+from benchmark import PRESETS, UNCACHED, Held, Job, Loop, figures_of, jobs_of_repeat, main, missed_targets
+
+
+def repeat(slowness: float, kit_reused: float = 1.0) -> dict:
+    """Loops of a machine that is `slowness` times slower: full steps take 1000, released reused steps 8."""
+    reused = {"kit": kit_reused, "released": 8}
+    loops = {UNCACHED: Loop(1000 * slowness, None, 50_000 * slowness, None)}
+    for job in (Job("kit", 10), Job("released", 10)):
+        step = reused[job.way] * slowness
+        loops[job] = Loop(1000 * slowness, step, 10_000 * slowness + 40 * step, None)
+    return loops
+
+
+def test_ratios_are_those_of_one_repeat_however_the_machine_drifts():
+    repeats = [repeat(slowness) for slowness in (1, 3, 2, 5, 4)]
+    kit, released = (figures_of(Job(way, 10), repeats) for way in ("kit", "released"))
+    assert kit["full_step"] == 3000
+    assert kit["of_full"] == pytest.approx(0.001)
+    assert kit["of_released"] == pytest.approx(1 / 8)
+    assert kit["speedup"] == pytest.approx(50_000 / 10_040)
+    assert kit["of_ideal"] == pytest.approx(10_000 / 10_040)
+    assert "of_released" not in released
+
+
+def test_missed_targets_are_named():
+    def missed(kit_reused, held):
+        rows = [{"way": "kit", "budget": 10} | figures_of(Job("kit", 10), [repeat(1, kit_reused)])]
+        result = {"rows": rows, "held": {"kit": vars(held)}, "residual_bytes": 100}
+        return missed_targets(PRESETS["cpu"], result)
+
+    assert missed(1.0, Held(100, 0)) == []
+    assert missed(3.0, Held(150, 4)) == [
+        "B=10: reused step 0.38x the released kit's",
+        "B=10: reused step 0.30% of a full step",
+        "1.50x the residual held, 4 bytes after",
+    ]
+    assert any("of N/B" in line for line in missed(30.0, Held(100, 0)))
+
+
+def test_the_released_kit_may_run_at_the_smallest_budget_only():
+    assert jobs_of_repeat([25, 10], released_once=True) == [
+        UNCACHED, Job("kit", 25), Job("kit", 10), Job("released", 10),
+    ]  # fmt: skip
+    assert Job("released", 25) in jobs_of_repeat([25, 10], released_once=False)
+
+
+def test_a_repeat_of_the_tiny_preset(monkeypatch, tmp_path, capsys):
+    output = tmp_path / "tiny.json"
+    monkeypatch.setattr(
+        sys, "argv", ["benchmark.py", "tiny", "--repeats", "1", "--budgets", "10", "--output", str(output)]
+    )
+    main()
+    result = json.loads(output.read_text())
+    assert [row["way"] for row in result["rows"]] == ["uncached", "kit", "released"]
+    assert result["held"]["kit"] == {"during": result["residual_bytes"], "after": 0}
+    assert result["held"]["released"]["during"] > 4 * result["residual_bytes"]
+    assert "fused kernel" in result["attention"]
+    assert "target" in capsys.readouterr().out
