@@ -2,7 +2,9 @@
 
 import re
 
+import pytest
 from conftest import REPOSITORY
+from update_readme import TABLES, with_tables
 
 import generate
 from lemica.__main__ import build_parser
@@ -22,6 +24,12 @@ def test_both_languages_have_the_same_commands_and_figures():
     assert code_blocks(ENGLISH) == code_blocks(CHINESE)
     assert numbers_in_tables(ENGLISH) == numbers_in_tables(CHINESE)
     assert len(re.findall("^#", ENGLISH, re.MULTILINE)) == len(re.findall("^#", CHINESE, re.MULTILINE))
+
+
+@pytest.mark.parametrize("text", [ENGLISH, CHINESE], ids=["English", "Chinese"])
+def test_tables_of_measurements_are_those_of_the_result_files(text):
+    assert set(re.findall(r"<!-- table: (\w+) -->", text)) <= set(TABLES)
+    assert with_tables(text) == text
 
 
 def test_every_flag_exists():
