@@ -72,7 +72,7 @@ class ReuseRule:
     @property
     def history(self) -> int:
         """How many tensors the forecast keeps at most."""
-        return FORECASTS[self.forecast].keeps
+        return max(map(len, self.weights), default=FORECASTS[self.forecast].keeps)
 
     def __str__(self) -> str:
         return f"{self.reuse} + {self.forecast}"
@@ -369,8 +369,10 @@ def _weights_of(content: dict, mask: StepMask, rule: ReuseRule) -> tuple[tuple[f
         weights = tuple(tuple(map(float, row)) for row in content.get("weights", ()))
     except (TypeError, ValueError):
         weights = ()
-    wanted = [0 if computed else min(rule.history, sum(mask[:step])) for step, computed in enumerate(mask)]
-    if [len(row) for row in weights] != wanted or not all(math.isfinite(sum(row)) for row in weights):
+    kept = min(rule.history, max(map(len, weights), default=0))
+    wanted = [0 if computed else min(kept, sum(mask[:step])) for step, computed in enumerate(mask)]
+    fits = kept > 0 or all(mask)
+    if not fits or [len(row) for row in weights] != wanted or not all(math.isfinite(sum(row)) for row in weights):
         raise ValueError(f'"weights" must hold a number for each tensor that forecast {FITTED} reads: plan it again')
     return weights
 

@@ -4,9 +4,9 @@ Finds the best path through an error graph from calibrate, exactly, for one budg
 "minimax" makes the worst stretch of reused steps as harmless as possible, then the second worst, and so on (LeMiCa,
 arXiv 2511.00090); "sum" makes the sum of all errors smallest. Needs neither a GPU nor torch.
 
---forecast fitted plans for a forecast of the velocity by up to four computed steps, whose weights are fitted to the
-calibrated runs and go into the mask file. A stretch then costs what it costs after the computed steps that really come
-before it.
+--forecast fitted plans for a forecast of the velocity by the last computed steps, --history of them, whose weights are
+fitted to the calibrated runs and go into the mask file. A stretch then costs what it costs after the computed steps
+that really come before it.
 
 The mask goes straight into generate.py --enable_cache true --cache_type lemica --lemica_mask MASK.
 """
@@ -42,6 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--forecast", choices=[FITTED], help="plan for the fitted forecast (default: for the graph's own rule)"
     )
     parser.add_argument(
+        "--history",
+        type=int,
+        choices=range(2, FITTED_KEEPS + 1),
+        default=2,
+        help="computed steps that a fitted forecast reads: more are better where gaps are short, 2 where they are long "
+        "(default: 2)",
+    )
+    parser.add_argument(
         "-o",
         "--output",
         metavar="MASK",
@@ -55,17 +63,17 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"-o {args.output} would be written {len(set(args.budget))} times: put {_PLACEHOLDER} into it")
     graph = merge_graphs([read_graph(path) for path in args.graphs])
     origin = f"planned, {args.objective} over {', '.join(path.name for path in args.graphs)}"
-    routes = fitted_routes(graph, FITTED_KEEPS) if args.forecast == FITTED else step_routes(graph)
+    routes = fitted_routes(graph, args.history) if args.forecast == FITTED else step_routes(graph)
     for budget, path in _SOLVERS[args.objective](graph, args.budget, routes).items():
         mask = Mask(graph.model, graph.num_steps, tuple(path), origin, graph.reuse, graph.forecast)
-        mask = fitted(mask, graph.moments) if args.forecast == FITTED else mask
+        mask = fitted(mask, graph.moments, args.history) if args.forecast == FITTED else mask
         name = args.output.replace(_PLACEHOLDER, str(budget)) if args.output else f"budget {budget}"
         if args.output:
             write_mask(mask, name)
         print(*mask_lines(name, mask, graph), sep="\n")
 
 
-def fitted(mask: Mask, moments: Moments) -> Mask:
-    """The same steps with the fitted forecast and its weights."""
-    weights = moments.reuse_weights(mask.computed_steps, FITTED_KEEPS)
+def fitted(mask: Mask, moments: Moments, history: int) -> Mask:
+    """The same steps with the fitted forecast of the last `history` computed steps, and its weights."""
+    weights = moments.reuse_weights(mask.computed_steps, history)
     return replace(mask, reuse="velocity", forecast=FITTED, weights=weights)

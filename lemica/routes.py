@@ -6,7 +6,9 @@ last few computed steps, and a plan weighs the path as it will be run, not edges
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -44,11 +46,7 @@ def fitted_routes(graph: ErrorGraph, keeps: int) -> Routes:
 
     Raises ValueError, saying what to type, for a graph of another rule or without moments.
     """
-    if graph.moments is None or (graph.reuse, graph.forecast) != ("velocity", "hold"):
-        raise ValueError(
-            "a fitted forecast is planned on a graph with moments of velocity + hold: write one with python -m lemica "
-            "calibrate --reuse velocity"
-        )
+    _refuse_unfit(graph)
     states = _states(graph.num_steps, graph.max_gap, keeps)
     weights = np.full((len(states), graph.max_gap + 1), np.nan)
     follow = np.full(weights.shape, len(states))
@@ -80,12 +78,38 @@ def _states(num_steps: int, max_gap: int, keeps: int) -> dict[tuple[int, ...], i
     return states
 
 
+def fitted_costs(graph: ErrorGraph, path: Sequence[int], keeps: int) -> list[float]:
+    """Cost of every edge of a path with a forecast fitted to its last `keeps` computed steps, as in the routes.
+
+    Raises ValueError for a graph that cannot be fitted, and where it has no such edge.
+    """
+    _refuse_unfit(graph)
+    costs = []
+    for k, (i, j) in enumerate(pairwise(path)):
+        older = np.array([path[max(0, k + 1 - keeps) : k]], dtype=int)
+        share = 1.0 if j == i + 1 else float(_improvement(graph.moments, i, older, j - i)[0])
+        costs.append(graph.weight(i, j) * share)
+    return costs
+
+
+def _refuse_unfit(graph: ErrorGraph) -> None:
+    if graph.moments is None or (graph.reuse, graph.forecast) != ("velocity", "hold"):
+        raise ValueError(
+            "a fitted forecast is planned on a graph with moments of velocity + hold: write one with python -m lemica "
+            "calibrate --reuse velocity"
+        )
+
+
 def _improvements(moments: Moments, max_gap: int, step: int, older: np.ndarray) -> np.ndarray:
-    """Local error with the fitted forecast as a share of that with holding, by history and gap: (n, max_gap + 1)."""
-    seen, shares = moments.seen_from(step), np.ones((len(older), max_gap + 1))
+    """``_improvement`` by history and gap: (n, max_gap + 1)."""
+    shares = np.ones((len(older), max_gap + 1))
     for gap in range(2, min(max_gap, moments.num_steps - 1 - step) + 1):
-        goal = moments.stretch(step, step + gap)
-        held = np.sqrt(max(goal @ seen @ goal, 0))
-        if held > 0:
-            shares[:, gap] = fit(seen, older, goal)[1] / held
+        shares[:, gap] = _improvement(moments, step, older, gap)
     return shares
+
+
+def _improvement(moments: Moments, step: int, older: np.ndarray, gap: int) -> np.ndarray:
+    """Local error with the fitted forecast as a share of that with holding, for each of n histories: (n,)."""
+    seen, goal = moments.seen_from(step), moments.stretch(step, step + gap)
+    held = np.sqrt(max(goal @ seen @ goal, 0))
+    return fit(seen, older, goal)[1] / held if held > 0 else np.ones(len(older))

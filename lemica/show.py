@@ -13,8 +13,9 @@ import numpy as np
 
 from lemica.graph import FORMAT as GRAPH_FORMAT
 from lemica.graph import ErrorGraph, read_graph
-from lemica.masks import Mask, read_mask, strip
+from lemica.masks import FITTED, Mask, read_mask, strip
 from lemica.path import feasible_budgets, path_weights
+from lemica.routes import fitted_costs
 
 EXAMPLES = """\
 examples:
@@ -79,9 +80,16 @@ def _weighed(name: str, mask: Mask, graph: ErrorGraph) -> str:
     too_long = next((f"{i} -> {j}" for i, j in edges if j - i > graph.max_gap), None)
     if too_long:
         return f"not weighed: edge {too_long} is longer than the graph's gaps, which go to {graph.max_gap}"
-    weights = path_weights(graph, mask.computed_steps)
+    weights = _costs(graph, mask)
     worst = max(range(len(edges)), key=weights.__getitem__)
     return f"worst edge {edges[worst][0]} -> {edges[worst][1]} {weights[worst]:.4g}, total {sum(weights):.4g}"
+
+
+def _costs(graph: ErrorGraph, mask: Mask) -> list[float]:
+    """What the mask's edges cost: as the plan for its forecast reckons, where that is fitted."""
+    if mask.forecast == FITTED:
+        return fitted_costs(graph, mask.computed_steps, mask.rule.history)
+    return path_weights(graph, mask.computed_steps)
 
 
 def _is_graph(path: Path) -> bool:

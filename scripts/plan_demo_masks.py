@@ -49,6 +49,8 @@ RULES = {
     "output_damped": ("output", "damped-sigma"),
     "residual_damped": ("residual", "damped-sigma"),
 }
+# Computed steps that fitted forecasts read, the default first.
+HISTORIES = (2, 4)
 # Fast edges of as many samples as exact ones have, beside those of more that the masks are planned on.
 EXACT_SAMPLES = 2
 
@@ -134,7 +136,9 @@ def plan(output: Path) -> None:
         budgets = BUDGETS[calibration.num_steps]
         _plan(graph, budgets, name)
         if calibration.rule == RULES["velocity"]:
-            _plan(graph, budgets, name.replace("velocity", "fitted"), "--forecast", "fitted")
+            for history in HISTORIES:
+                options = ["--forecast", "fitted", "--history", str(history)]
+                _plan(graph, budgets, name.replace("velocity", f"fitted{history}"), *options)
             fit_to_known_masks(read_graph(graph), budgets, output, name.removeprefix("velocity_"))
 
 
@@ -151,7 +155,7 @@ def fit_to_known_masks(graph: ErrorGraph, budgets: Sequence[int], output: Path, 
         for budget in budgets:
             steps = computed_steps(steps_of(budget, graph.num_steps))
             mask = Mask(graph.model, graph.num_steps, steps, origin, graph.reuse, graph.forecast)
-            write_mask(fitted(mask, graph.moments), output / f"{origin}_fitted_{name}_b{budget}.json")
+            write_mask(fitted(mask, graph.moments, HISTORIES[0]), output / f"{origin}_fitted_{name}_b{budget}.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

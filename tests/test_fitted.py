@@ -8,11 +8,12 @@ import pytest
 from hyvideo.commons.infer_state import FITTED, ReuseRule, StepMask, initialize_infer_state, reuse_weights
 
 from lemica import plan
+from lemica.__main__ import main as lemica
 from lemica.graph import ErrorGraph, edge_pairs, merge_graphs, read_graph, write_graph
 from lemica.masks import Mask, read_mask, write_mask
 from lemica.moments import RIDGE, Moments
 from lemica.path import lexicographic_minimax_paths, minimum_sum_paths
-from lemica.routes import fitted_routes
+from lemica.routes import fitted_costs, fitted_routes
 
 N, D, KEEPS = 9, 4, 3
 SIGMAS = np.linspace(1, 0, N + 1) ** 1.5
@@ -64,6 +65,8 @@ def test_a_stretch_costs_its_edge_times_what_fitting_saves_on_the_velocities():
     saved = np.sqrt((fitted**2).mean() / (held**2).mean())
     assert 0 < saved < 1
     assert routes.weights[state, 4] == pytest.approx(graph.weight(3, 7) * saved)
+    costs = fitted_costs(graph, [0, 2, 3, 7, 8], KEEPS)
+    assert costs == pytest.approx([graph.weight(0, 2), 0, graph.weight(3, 7) * saved, 0])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -137,7 +140,7 @@ class Arguments:
 def fitted_mask(path) -> Mask:
     graph = graph_with_moments()
     mask = Mask("demo", N, (0, 2, 3, 5, 8), "planned", "velocity", "hold")
-    write_mask(plan.fitted(mask, graph.moments), path)
+    write_mask(plan.fitted(mask, graph.moments, 4), path)
     return read_mask(path)
 
 
@@ -147,6 +150,19 @@ def test_a_mask_file_brings_its_weights_to_the_run(tmp_path):
     assert rule == ReuseRule("velocity", FITTED)
     assert rule.weights == mask.weights == reuse_weights(mask.steps, SIGMAS[:-1].tolist(), rule)
     assert [len(row) for row in rule.weights] == [0, 1, 0, 0, 3, 0, 4, 4, 0]
+
+
+def test_the_plan_of_a_fitted_forecast_is_shown_with_what_it_costs(tmp_path, capsys):
+    write_graph(graph_with_moments(), tmp_path / "graph.json")
+    mask = str(tmp_path / "mask.json")
+    budget = ["--budget", "5", "--forecast", "fitted", "--history", "3"]
+    lemica(["plan", str(tmp_path / "graph.json"), *budget, "-o", mask])
+    planned = capsys.readouterr().out.splitlines()[1]
+    lemica(["show", mask, "--graph", str(tmp_path / "graph.json")])
+    assert capsys.readouterr().out.splitlines()[1] == planned
+    costs = fitted_costs(graph_with_moments(), read_mask(mask).computed_steps, 3)
+    assert f"{max(costs):.4g}, total {sum(costs):.4g}" in planned
+    assert max(map(len, read_mask(mask).weights)) == 3
 
 
 def test_the_fitted_forecast_needs_a_mask_file_with_weights(tmp_path):
