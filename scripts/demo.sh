@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Show what the kit does, on any machine: make a HunyuanVideo-1.5 tree from PyPI's hyvideo-fork, install the kit into
 # it, and let the small model of assets/demo_checkpoint draw one video uncached and with 25, 20, 15 and 10 of 50 steps
-# computed, on two ranks, by the masks that were planned for it. Ends with a page on which all videos play in step.
+# computed, on two ranks, by the masks and fitted forecasts that were planned for it. Ends with a page on which all
+# videos play in step.
 # Environment: DEMO_DIR (./demo_run, replaced), PROMPT (words: see scripts/demo_data.py), SEED, PYTHON.
 set -euo pipefail
 source "$(dirname "$(realpath "${BASH_SOURCE[0]}")")/environment.sh"
@@ -36,7 +37,7 @@ generate() { # NAME [ARGUMENT...]
 generate uncached
 for budget in 25 20 15 10; do
     generate "b$budget" --enable_cache true --cache_type lemica \
-        --lemica_mask "$REPOSITORY/assets/demo_masks/minimax_fast_t2v_50_b$budget.json"
+        --lemica_mask "$REPOSITORY/assets/demo_masks/minimax_fitted2_t2v_50_b$budget.json"
 done
 
 echo
