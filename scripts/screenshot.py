@@ -66,7 +66,8 @@ def main() -> None:
     options = parser.parse_args()
     with open_browser(options.width, options.height) as browser:
         browser.get(f"{options.page.resolve().as_uri()}#t={options.time}")
-        wait_until(browser, "!player.hidden && videos.every((video) => !video.seeking && video.readyState > 1)")
+        at_rest = "!video.seeking && video.readyState > 1 && Math.abs(video.currentTime - placeOf(video)) < frame / 4"
+        wait_until(browser, f"!player.hidden && videos.every((video) => {at_rest})")
         browser.save_screenshot(str(options.output))
 
 
