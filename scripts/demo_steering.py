@@ -40,7 +40,7 @@ from torch import Tensor
 SIZE, FRAMES = (64, 64), 9
 # A centre that moves by less than this share of the short side stands still; every moving shape moves by at least 0.4.
 STILL = 0.15
-# Drawn shapes grow or shrink by a factor of about 7 in area.
+# Drawn shapes grow or shrink by a factor of about 5 in area.
 GROWTH = 2.0
 SIZES = (0.8, 0.9, 1.0, 1.1, 1.2)
 ANGLES = tuple(math.pi * k / 12 for k in range(-12, 12))
