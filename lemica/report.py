@@ -48,14 +48,16 @@ def _page(sections: Sequence[Section], means: Sequence[Run]) -> str:
 
 
 def mean_runs(sections: Sequence[Section]) -> list[Run]:
-    """The mean over sections of every cached run that all of them have, by name, budget and origin; for one, none."""
+    """The mean over sections of every cached run that all of them have, alike in all but the times; for one, none."""
     if len(sections) < 2:
         return []
-    alike = [
-        {(run.name, run.computed, run.num_steps, run.origin): run for run in section.runs[1:]} for section in sections
-    ]
+    alike = [{_kind_of(run): run for run in section.runs[1:]} for section in sections]
     shared = [key for key in alike[0] if all(key in runs for runs in alike)]
     return [_mean_run([runs[key] for runs in alike]) for key in shared]
+
+
+def _kind_of(run: Run) -> tuple:
+    return run.name, run.computed, run.num_steps, run.origin, run.rule
 
 
 def _mean_run(runs: Sequence[Run]) -> Run:
@@ -81,8 +83,8 @@ def table(sections: Sequence[Section], means: Sequence[Run]) -> list[str]:
 
 
 def _lines(runs: Sequence[Run], widths: Sequence[int]) -> list[str]:
-    """Names and origins to the left, numbers to the right."""
-    sides = "<" + ">" * (len(COLUMNS) - 2) + "<"
+    """Names, origins and rules to the left, numbers to the right."""
+    sides = "<" + ">" * (len(COLUMNS) - 3) + "<<"
     lines = []
     for row in (COLUMNS, *(run.cells() for run in runs)):
         cells = (f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True))

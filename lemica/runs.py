@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lemica.metrics import Means, Metric, files_to_measure, is_lossless, load_lpips, means_of, measure, shape
 
-COLUMNS = ("run", "budget", "computed", "DiT s", "speed-up", "PSNR", "worst", "SSIM", "LPIPS", "mask")
+COLUMNS = ("run", "budget", "computed", "DiT s", "speed-up", "PSNR", "worst", "SSIM", "LPIPS", "mask", "reuse")
 NO_CACHE = "no cache"
 PLAYABLE = {".mp4": "video/mp4", ".webm": "video/webm"}
 CONFIG_SUFFIX = "_config.json"
@@ -27,8 +27,9 @@ class Request:
 class Run:
     """One video: NAME.mp4 and what NAME_config.json tells of its making; times in seconds.
 
-    `computed_steps` is None for caches other than lemica, which do not report theirs. `speedup` is the reference's DiT
-    seconds over this run's, `quality` None for the reference itself.
+    `computed_steps` is None for caches other than lemica, which do not report theirs. `rule` says how reused steps are
+    made up, None where none is. `speedup` is the reference's DiT seconds over this run's, `quality` None for the
+    reference itself.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Run:
     num_steps: int
     computed_steps: tuple[int, ...] | None
     origin: str
+    rule: str | None
     step_seconds: tuple[float, ...]
     dit_seconds: float
     total_seconds: float
@@ -59,7 +61,7 @@ class Run:
         """The run as a line of a table with COLUMNS; what it has not is "-"."""
         computed = "-" if self.computed is None else f"{self.computed} of {self.num_steps}"
         times = computed, f"{self.dit_seconds:.2f}", f"{self.speedup:.2f}"
-        return self.name, str(self.budget or "-"), *times, *_quality_cells(self.quality), self.origin
+        return self.name, str(self.budget or "-"), *times, *_quality_cells(self.quality), self.origin, self.rule or "-"
 
 
 def _quality_cells(quality: Means | None) -> tuple[str, str, str, str]:
@@ -154,10 +156,16 @@ def _run(video: Path, config: dict, arguments: dict, report: dict) -> Run:
         num_steps=int(report["num_steps"]),
         computed_steps=None if other_cache else tuple(map(int, report["computed_steps"])),
         origin=other_cache or report["mask_origin"],
+        rule=_rule(report),
         step_seconds=tuple(map(float, report["step_seconds"])),
         dit_seconds=float(report["dit_seconds"]),
         total_seconds=float(report["total_seconds"]),
     )
+
+
+def _rule(report: dict) -> str | None:
+    """Names as a rule prints them; reports of runs that reuse nothing have none."""
+    return f"{report['reuse']} + {report['forecast']}" if report.get("reuse") else None
 
 
 def _reference(runs: list[Run], folder: Path) -> Run:

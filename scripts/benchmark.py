@@ -7,7 +7,9 @@
 Both caches run the same mask in the same denoising loop on the same transformer. A repeat runs every loop once, all 50
 steps: uncached, and each cache at each budget; every other repeat runs them backwards. Speed-ups and other ratios are
 taken within a repeat, so that a machine that slows down does not look like a cache that does; figures are medians over
-repeats. An interrupted run reports the repeats that it has finished. TeaCacheHelper is what the released LeMiCa kit
+repeats. An interrupted run reports the repeats that it has finished. A full step of the GPU presets takes up to a
+minute: there a repeat runs a computed and three reused steps with each cache, and the loops are predicted, B full steps
+and N - B reused ones. TeaCacheHelper is what the released LeMiCa kit
 installs (pip install --no-deps angelslim==0.2.2); in the cpu preset it runs at the smallest budget only, where its
 reused steps weigh most, and the other budgets are compared with its reused step there.
 
@@ -23,7 +25,7 @@ import statistics
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -45,6 +47,8 @@ NUM_STEPS = 50
 BLOCKS = 54
 # Both caches fill up, are used, filled anew and used again: as much as they ever hold.
 WARM_UP = (True, True, False, True, False, True)
+# What is run where whole loops would take too long.
+FEW_STEPS = (True, False, False, False)
 # Targets: of the released kit's reused step, of N/B (at full depth only: a tiny model's loop has other costs).
 MOST_OF_RELEASED = 0.3
 LEAST_OF_IDEAL = 0.98
@@ -54,7 +58,7 @@ LEAST_OF_IDEAL = 0.98
 class Preset:
     """A transformer and its input: latent frames, height and width; text, glyph and vision tokens; CFG batch.
 
-    most_of_full is the target for a reused step, as a share of a full one.
+    most_of_full is the target for a reused step, as a share of a full one. Without whole_loops a repeat runs FEW_STEPS.
     """
 
     blocks: int
@@ -70,6 +74,7 @@ class Preset:
     mlp_ratio: float = 4.0
     most_of_full: float | None = None
     released_once: bool = False
+    whole_loops: bool = True
 
     @property
     def image_tokens(self) -> int:
@@ -80,9 +85,22 @@ class Preset:
 PRESETS = {
     "tiny": Preset(4, 64, 4, (5, 6, 6), 64, 16, 16, batch=2),
     "cpu": Preset(BLOCKS, 64, 2, (7, 18, 18), 64, 16, 16, batch=1, most_of_full=0.002, released_once=True),
-    "480p": Preset(BLOCKS, 2048, 16, (31, 30, 53), 1000, 256, 729, batch=2, text_width=3584, vision_width=1152),
+    "480p": Preset(
+        BLOCKS, 2048, 16, (31, 30, 53), 1000, 256, 729, batch=2, text_width=3584, vision_width=1152, whole_loops=False
+    ),
     "720p": Preset(
-        BLOCKS, 2048, 16, (31, 45, 80), 1000, 256, 729, batch=2, text_width=3584, vision_width=1152, most_of_full=0.001
+        BLOCKS,
+        2048,
+        16,
+        (31, 45, 80),
+        1000,
+        256,
+        729,
+        batch=2,
+        text_width=3584,
+        vision_width=1152,
+        most_of_full=0.001,
+        whole_loops=False,
     ),
 }
 
@@ -220,44 +238,54 @@ def teacache(pipe: HunyuanVideo_1_5_Pipeline, mask: StepMask) -> Iterator:
         helper.disable()
 
 
-def held_by_kit(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs) -> Held:
+def whole(mask: StepMask) -> StepMask:
+    """`mask` for all steps: what would come after it is computed."""
+    return mask + (True,) * (NUM_STEPS - len(mask))
+
+
+def held_by_kit(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, mask: StepMask) -> Held:
     cache = MeasuredCache(pipe.transformer)
-    mask = WARM_UP + (True,) * (NUM_STEPS - len(WARM_UP))
-    pipe.denoise(inputs, mask=mask, stop=len(WARM_UP), cache=cache, on_step=lambda *_: cache.note())
+    pipe.denoise(inputs, mask=whole(mask), stop=len(mask), cache=cache, on_step=lambda *_: cache.note())
     return Held(cache.held, unique_bytes(cache.kept))
 
 
-def held_by_released(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs) -> Held:
+def held_by_released(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, mask: StepMask) -> Held:
     held = 0
-    with teacache(pipe, WARM_UP) as helper:
+    with teacache(pipe, mask) as helper:
 
         def note(*_) -> None:
             nonlocal held
             held = max(held, unique_bytes(tensors_of_helper(helper)))
 
-        pipe.denoise(inputs, mask=(True,) * NUM_STEPS, stop=len(WARM_UP), on_step=note)
+        pipe.denoise(inputs, mask=whole(()), stop=len(mask), on_step=note)
         # The kit clears what it can reach; count what the helper itself still holds.
         return Held(held, unique_bytes(tensors_of_helper(helper)))
 
 
-def timed(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, job: Job) -> Loop:
+def timed(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, way: str, mask: StepMask) -> Loop:
     """One loop. Nothing but the clock runs beside it: what is held was counted in the warm-up."""
     clock = Stopwatch(pipe.execution_device)
-    released = job.way == "released"
+    released = way == "released"
     if clock.on_gpu:
         torch.cuda.reset_peak_memory_stats()
     # The helper decides by itself what to skip: for the kit every one of its steps is a computed one.
-    with teacache(pipe, job.mask) if released else nullcontext(), clock.stage("loop"):
-        pipe.denoise(inputs, clock, mask=(True,) * NUM_STEPS if released else job.mask)
-    seconds = list(zip(clock.step_seconds(), job.mask, strict=True))
+    with teacache(pipe, mask) if released else nullcontext(), clock.stage("loop"):
+        pipe.denoise(inputs, clock, mask=whole(() if released else mask), stop=len(mask))
+    seconds = list(zip(clock.step_seconds(), mask, strict=True))
     reused = [second for second, computed in seconds if not computed]
+    computed = [second for second, computed in seconds if computed]
     return Loop(
-        # The first step pays for warming up.
-        full_step=statistics.median(second for second, computed in seconds[1:] if computed),
+        # The first step pays for warming up, if there are others.
+        full_step=statistics.median(computed[1:] or computed),
         reused_step=statistics.median(reused) if reused else None,
         loop=clock.stages["loop"],
         peak_bytes=torch.cuda.max_memory_allocated() if clock.on_gpu else None,
     )
+
+
+def predicted(few: Loop, budget: int) -> Loop:
+    """The whole loop at a budget, from the steps of a short one."""
+    return replace(few, loop=budget * few.full_step + (NUM_STEPS - budget) * few.reused_step)
 
 
 def jobs_of_repeat(budgets: list[int], released_once: bool) -> list[Job]:
@@ -271,15 +299,26 @@ def jobs_of_repeat(budgets: list[int], released_once: bool) -> list[Job]:
 
 
 def run_repeat(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, jobs: list[Job]) -> Repeat:
+    """Every job's whole loop, in the order given."""
     loops = {}
     for job in jobs:
-        loop = loops[job] = timed(pipe, inputs, job)
-        reused = "" if loop.reused_step is None else f", reused step {loop.reused_step * 1e3:.3f} ms"
-        print(
-            f"  {job.way} B={job.budget}: {loop.loop:.2f} s, full step {loop.full_step * 1e3:.1f} ms{reused}",
-            flush=True,
-        )
+        loops[job] = timed(pipe, inputs, job.way, job.mask)
+        announce(f"{job.way} B={job.budget}", loops[job])
     return loops
+
+
+def predict_repeat(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, jobs: list[Job]) -> Repeat:
+    """Every job's loop as predicted from FEW_STEPS with its cache; uncached ones from the kit's full step."""
+    few = {}
+    for way in dict.fromkeys(job.way for job in jobs if job != UNCACHED):
+        few[way] = timed(pipe, inputs, way, FEW_STEPS)
+        announce(f"{way}, {len(FEW_STEPS)} steps", few[way])
+    return {job: predicted(few["kit" if job == UNCACHED else job.way], job.budget) for job in jobs}
+
+
+def announce(name: str, loop: Loop) -> None:
+    reused = "" if loop.reused_step is None else f", reused step {loop.reused_step * 1e3:.3f} ms"
+    print(f"  {name}: {loop.loop:.2f} s, full step {loop.full_step * 1e3:.1f} ms{reused}", flush=True)
 
 
 def figures_of(job: Job, repeats: list[Repeat]) -> dict:
@@ -349,7 +388,9 @@ def print_table(preset: Preset, result: dict) -> None:
     print(
         f"{result['machine']}, {result['threads']} threads, torch {result['torch']}, attention: {result['attention']}"
     )
-    print(f"{result['image_tokens']} tokens, residual {residual / MIB:.1f} MiB, {len(result['repeats'])} repeats")
+    loops = "" if preset.whole_loops else ", loops predicted from single steps"
+    repeats = f"{len(result['repeats'])} repeats{loops}"
+    print(f"{result['image_tokens']} tokens, residual {residual / MIB:.1f} MiB, {repeats}")
     print("  B  cache      full step   reused step  of full  of released   loop speed-up  of N/B     held   after")
     for row in result["rows"]:
         line = f"{row['budget']:>3}  {row['way']:<8} {row['full_step'] * 1e3:8.1f} ms "
@@ -376,12 +417,13 @@ def run(args: argparse.Namespace) -> None:
     pipe = pipeline_around(random_transformer(preset, device, dtype))
     inputs = random_inputs(pipe, preset)
     jobs = jobs_of_repeat(args.budgets, preset.released_once)
-    held = {"kit": held_by_kit(pipe, inputs), "released": held_by_released(pipe, inputs)}
+    warm_up, one_repeat = (WARM_UP, run_repeat) if preset.whole_loops else (FEW_STEPS, predict_repeat)
+    held = {"kit": held_by_kit(pipe, inputs, warm_up), "released": held_by_released(pipe, inputs, warm_up)}
     repeats: list[Repeat] = []
     try:
         for number in range(args.repeats):
             print(f"repeat {number + 1} of {args.repeats}", flush=True)
-            repeats.append(run_repeat(pipe, inputs, jobs[::-1] if number % 2 else jobs))
+            repeats.append(one_repeat(pipe, inputs, jobs[::-1] if number % 2 else jobs))
             if args.output:
                 args.output.write_text(json.dumps(summary(preset, pipe, held, repeats), indent=2))
     except KeyboardInterrupt:

@@ -39,6 +39,7 @@ class Calibration:
     samples: int = 8
     rule: tuple[str, str] = ("residual", "hold")
     max_gap: int = 8
+    aspect_ratio: str = "1:1"
 
 
 # Rules other than residual + hold that masks are planned for, by the name of their graphs.
@@ -49,6 +50,8 @@ RULES = {
     "output_damped": ("output", "damped-sigma"),
     "residual_damped": ("residual", "damped-sigma"),
 }
+# Held velocities of videos that are not square, to plan for all formats together.
+FORMATS = {"wide": "16:9", "tall": "9:16"}
 # Computed steps that fitted forecasts read, the default first.
 HISTORIES = (2, 4)
 # Fast edges of as many samples as exact ones have, beside those of more that the masks are planned on.
@@ -60,6 +63,8 @@ def _graphs(task: str, num_steps: int) -> Iterator[tuple[str, Calibration]]:
     yield "same", Calibration(task, num_steps, samples=EXACT_SAMPLES)
     yield "exact", Calibration(task, num_steps, edges="exact", samples=EXACT_SAMPLES)
     yield from ((name, Calibration(task, num_steps, rule=rule)) for name, rule in RULES.items())
+    for name, aspect_ratio in FORMATS.items():
+        yield name, Calibration(task, num_steps, rule=RULES["velocity"], aspect_ratio=aspect_ratio)
 
 
 GRAPHS = {
@@ -97,7 +102,7 @@ def calibrate(output: Path, name: str) -> None:
     calibration = GRAPHS[name]
     output.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    request = ["--resolution", "480p", "--aspect_ratio", "1:1", "--video_length", str(FRAMES)]
+    request = ["--resolution", "480p", "--aspect_ratio", calibration.aspect_ratio, "--video_length", str(FRAMES)]
     sampler = [
         "--num_inference_steps",
         str(calibration.num_steps),
@@ -130,23 +135,29 @@ def compare(output: Path) -> None:
 def plan(output: Path) -> None:
     """Masks of every graph for every budget, by both objectives, and fitted forecasts where velocities were held."""
     for name, calibration in GRAPHS.items():
-        graph = output / f"{name}.json"
-        if not graph.exists():
+        graph, sampler = output / f"{name}.json", f"{calibration.task}_{calibration.num_steps}"
+        if not graph.exists() or calibration.aspect_ratio != Calibration.aspect_ratio:
             continue
         budgets = BUDGETS[calibration.num_steps]
-        _plan(graph, budgets, name)
+        _plan([graph], budgets, name)
         if calibration.rule == RULES["velocity"]:
             for history in HISTORIES:
-                options = ["--forecast", "fitted", "--history", str(history)]
-                _plan(graph, budgets, name.replace("velocity", f"fitted{history}"), *options)
-            fit_to_known_masks(read_graph(graph), budgets, output, name.removeprefix("velocity_"))
+                _plan([graph], budgets, f"fitted{history}_{sampler}", *_fitted(history))
+            fit_to_known_masks(read_graph(graph), budgets, output, sampler)
+            formats = [graph, *(output / f"{name}_{sampler}.json" for name in FORMATS)]
+            if all(path.exists() for path in formats):
+                _plan(formats, budgets, f"formats_{sampler}", *_fitted(HISTORIES[0]))
 
 
-def _plan(graph: Path, budgets: Sequence[int], name: str, *options: str) -> None:
+def _fitted(history: int) -> list[str]:
+    return ["--forecast", "fitted", "--history", str(history)]
+
+
+def _plan(graphs: Sequence[Path], budgets: Sequence[int], name: str, *options: str) -> None:
     for objective in ("minimax", "sum"):
-        target = graph.with_name(f"{objective}_{name}_b{{budget}}.json")
+        target = graphs[0].with_name(f"{objective}_{name}_b{{budget}}.json")
         budget = ["--budget", *map(str, budgets)]
-        lemica.main(["plan", str(graph), *budget, "--objective", objective, "-o", str(target), *options])
+        lemica.main(["plan", *map(str, graphs), *budget, "--objective", objective, "-o", str(target), *options])
 
 
 def fit_to_known_masks(graph: ErrorGraph, budgets: Sequence[int], output: Path, name: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
+from benchmark_rules import table as rules_table
 from measure_quality import budget_table, full_table, merged, rows_of
 from plan_demo_masks import BUDGETS, GRAPHS
 from scipy.stats import spearmanr
@@ -67,14 +68,39 @@ def planners(table: Callable) -> Iterable[str]:
     return table([row for row in rows if row.key.endswith(("residual + hold", "fewer steps"))])
 
 
+def benchmark() -> Iterator[str]:
+    """What scripts/benchmark.py measured: steps and loops of the kit, and the released kit beside it."""
+    columns = ("blocks, tokens, cache", "B", "full step", "reused step", "of a full one", "loop", "of N/B")
+    yield f"| {' | '.join((*columns, 'held, x residual', 'held after'))} |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for name in ("tiny", "cpu"):
+        result = json.loads((MEASUREMENTS / f"benchmark_{name}.json").read_text())
+        for row in result["rows"][1:]:
+            held = [result["held"][row["way"]][when] / result["residual_bytes"] for when in ("during", "after")]
+            yield (
+                f"| {result['preset']['blocks']}, {result['image_tokens']}, {row['way']} | {row['budget']} "
+                f"| {row['full_step'] * 1e3:.3g} ms | {row['reused_step'] * 1e3:.2f} ms | {row['of_full']:.2%} "
+                f"| {row['speedup']:.2f}x | {row['of_ideal']:.1%} | {held[0]:.1f} | {held[1]:.1f} |"
+            )
+
+
+def rules() -> Iterable[str]:
+    """What scripts/benchmark_rules.py measured."""
+    return rules_table(json.loads((MEASUREMENTS / "benchmark_rules.json").read_text()))
+
+
 TABLES = {
     "steering": steering,
     "calibration": calibration,
     "t2v": partial(quality, "t2v_pairs_*.json", budget_table),
     "t2v_full": partial(quality, "t2v_pairs_*.json", full_table),
+    "i2v": partial(quality, "i2v_pairs_*.json", budget_table),
+    "i2v_full": partial(quality, "i2v_pairs_*.json", full_table),
     "planner": partial(planners, budget_table),
     "planner_full": partial(planners, full_table),
     "tuning": partial(quality, "t2v_tuning_pairs_*.json", budget_table, None),
+    "benchmark": benchmark,
+    "rules": rules,
 }
 
 

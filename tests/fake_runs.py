@@ -72,6 +72,8 @@ def write_run(
             "num_steps": num_steps,
             "computed_steps": list(computed_steps),
             "mask_origin": "released" if cached else "no cache",
+            "reuse": "velocity" if cached else None,
+            "forecast": "fitted" if cached else None,
             "step_seconds": seconds,
             "stage_seconds": {"denoising": sum(seconds), "VAE decoding": 2.0},
             "dit_seconds": sum(seconds),

@@ -2,7 +2,9 @@
 
 import json
 import sys
+from dataclasses import replace
 
+import benchmark
 import pytest
 from benchmark import PRESETS, UNCACHED, Held, Job, Loop, figures_of, jobs_of_repeat, main, missed_targets
 
@@ -62,3 +64,18 @@ def test_a_repeat_of_the_tiny_preset(monkeypatch, tmp_path, capsys):
     assert result["held"]["released"]["during"] > 4 * result["residual_bytes"]
     assert "fused kernel" in result["attention"]
     assert "target" in capsys.readouterr().out
+
+
+def test_loops_that_would_take_too_long_are_predicted_from_single_steps(monkeypatch, tmp_path, capsys):
+    few = replace(PRESETS["tiny"], whole_loops=False)
+    monkeypatch.setitem(benchmark.PRESETS, "tiny", few)
+    output = tmp_path / "few.json"
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "tiny", "--repeats", "1", "--output", str(output)])
+    main()
+    (repeat,) = json.loads(output.read_text())["repeats"]
+    loops = {(row["way"], row["budget"]): row for row in repeat}
+    assert set(loops) == {("uncached", 50)} | {(way, b) for way in ("kit", "released") for b in (25, 20, 15, 10)}
+    for (way, budget), row in loops.items():
+        few = loops[("kit", 25) if way == "uncached" else (way, 25)]
+        assert row["loop"] == pytest.approx(budget * few["full_step"] + (50 - budget) * few["reused_step"])
+    assert "predicted from single steps" in capsys.readouterr().out

@@ -1,0 +1,130 @@
+"""Time a reused step and count what is kept, by reuse rule: beside the released kit's reused step, in one process.
+
+    python scripts/benchmark_rules.py cpu --output rules.json     # PYTHONPATH = a HunyuanVideo-1.5 tree with the kit
+
+A repeat runs every rule's reused steps in turn, and the released kit's; figures are medians over repeats, ratios within
+a repeat. What a rule keeps is made by one computed step and kept as often as the rule keeps it, so that even the GPU
+presets of scripts/benchmark.py take few full steps. Rules that keep as many tensors of the same kind cost the same:
+"fitted" with its default history costs what "damped-sigma" does.
+"""
+
+import argparse
+import json
+import statistics
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from benchmark import FEW_STEPS, NUM_STEPS, PRESETS, Preset, pipeline_around, random_inputs, random_transformer, timed
+from demo_attention import fused_attention
+from hyvideo.commons.infer_state import ReuseRule
+from hyvideo.pipelines.hunyuan_video_pipeline import (
+    DenoiseInputs,
+    HunyuanVideo_1_5_Pipeline,
+    StepCache,
+    Stopwatch,
+    initialize_sequence_parallel,
+)
+
+# One rule for each number of tensors that a rule may keep.
+FORECASTS = ("hold", "damped-sigma", "quadratic-sigma")
+RULES = tuple(ReuseRule(kind, name) for kind in ("residual", "output", "velocity") for name in FORECASTS)
+RULES += (ReuseRule("velocity", "parabola-fit-sigma"),)
+FIRST_REUSED, LAST_REUSED = 10, 16
+MASK = tuple(not FIRST_REUSED <= step < LAST_REUSED for step in range(NUM_STEPS))
+# Latent channels of HunyuanVideo-1.5, and the width of its transformer: how large a velocity is beside a residual.
+CHANNELS, WIDTH = 32, 2048
+# Target: of the released kit's reused step.
+MOST_OF_RELEASED = 0.5
+
+
+def filled_cache(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, rule: ReuseRule) -> StepCache:
+    """A cache that keeps all that the rule may keep: what one computed step leaves, copied."""
+    cache = StepCache(pipe.transformer, rule)
+    made = []
+    stop = FIRST_REUSED
+    pipe.denoise(
+        replace(inputs, rule=rule), mask=MASK, start=stop - 1, stop=stop, cache=cache,
+        on_step=lambda *_: made.extend(cache.kept),
+    )  # fmt: skip
+    cache.kept = [made[0].clone() for _ in range(rule.history)]
+    return cache
+
+
+def reused_step(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, cache: StepCache, rule: ReuseRule) -> float:
+    """Median seconds of a few reused steps."""
+    clock = Stopwatch(pipe.execution_device)
+    copied = StepCache(pipe.transformer, rule)
+    copied.kept = list(cache.kept)
+    pipe.denoise(
+        replace(inputs, rule=rule), clock, mask=MASK, start=FIRST_REUSED, stop=LAST_REUSED, latents=inputs.noise,
+        cache=copied,
+    )  # fmt: skip
+    return statistics.median(clock.step_seconds())
+
+
+def kept_of_residual(rule: ReuseRule) -> float:
+    """How many times the residual's bytes a rule keeps of HunyuanVideo-1.5 on one GPU."""
+    return rule.history * (CHANNELS / WIDTH if rule.reuse == "velocity" else 1)
+
+
+def run(preset: Preset, repeats: int) -> dict:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    pipe = pipeline_around(random_transformer(preset, device, dtype))
+    inputs = random_inputs(pipe, preset)
+    caches = {rule: filled_cache(pipe, inputs, rule) for rule in RULES}
+    released, seconds = [], {rule: [] for rule in RULES}
+    for _ in range(repeats):
+        released.append(timed(pipe, inputs, "released", FEW_STEPS))
+        for rule, cache in caches.items():
+            seconds[rule].append(reused_step(pipe, inputs, cache, rule))
+    rows = [
+        {
+            "rule": str(rule),
+            "tensors": rule.history,
+            "of_residual": kept_of_residual(rule),
+            "reused_step": statistics.median(seconds[rule]),
+            "of_released": statistics.median(
+                mine / loop.reused_step for mine, loop in zip(seconds[rule], released, strict=True)
+            ),
+        }
+        for rule in RULES
+    ]
+    full = statistics.median(loop.full_step for loop in released)
+    reused = statistics.median(loop.reused_step for loop in released)
+    return {"full_step": full, "released": reused, "repeats": repeats, "threads": torch.get_num_threads(), "rows": rows}
+
+
+def table(result: dict) -> list[str]:
+    """The figures as a Markdown table."""
+    lines = ["| rule | tensors kept | x residual, real model | reused step | x released kit's |"]
+    lines.append("|---|---|---|---|---|")
+    for row in result["rows"]:
+        lines.append(
+            f"| {row['rule']} | {row['tensors']} | {row['of_residual']:.2g} | {row['reused_step'] * 1e3:.2f} ms "
+            f"| {row['of_released']:.2f} |"
+        )
+    return [*lines, f"| released kit |  |  | {result['released'] * 1e3:.2f} ms | 1 |"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("preset", choices=PRESETS)
+    parser.add_argument("--repeats", type=int, default=5, help="(default: 5)")
+    parser.add_argument("--output", type=Path, help="also write the figures as JSON")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    initialize_sequence_parallel()
+    with nullcontext() if torch.cuda.is_available() else fused_attention():
+        result = run(PRESETS[args.preset], args.repeats)
+    if args.output:
+        args.output.write_text(json.dumps({"preset": args.preset} | result, indent=1) + "\n")
+    print(*table(result), sep="\n")
+    slow = [row["rule"] for row in result["rows"] if row["of_released"] > MOST_OF_RELEASED]
+    print(f"more than {MOST_OF_RELEASED} x the released kit's: {', '.join(slow) or 'none'}")
+
+
+if __name__ == "__main__":
+    main()
