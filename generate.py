@@ -13,6 +13,7 @@ import datetime
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import re
 import tempfile
@@ -110,6 +111,7 @@ def add_request_flags(group) -> None:
     group.add_argument("--aspect_ratio", default="16:9", help="width:height of a text-to-video (default: 16:9)")
     group.add_argument("--video_length", type=int, default=121, help="frames, 4n + 1 (default: 121)")
     group.add_argument("--num_inference_steps", type=int, help="denoising steps (default: the model's, 50 for most)")
+    group.add_argument("--flow_shift", type=float, metavar="X", help="shift of the sampler (default: the model's)")
     group.add_argument("--seed", type=int, default=123, help="random seed (default: 123)")
     group.add_argument("--output_path", help="video file (default: ./outputs/output_MODEL_TIME.mp4)")
     add_switch(group, "--rewrite", False, "rewrite the prompt through the T2V_/I2V_REWRITE_* services (default: false)")
@@ -162,7 +164,9 @@ def add_cache_flags(group) -> None:
         metavar="NAME",
         help=f"lemica: how it is carried to a reused step, {', '.join(FORECASTS)} (default: the mask's, else hold)",
     )
-    add_switch(group, "--force_mask", False, "lemica: use a mask that was planned for another rule (default: false)")
+    add_switch(
+        group, "--force_mask", False, "lemica: use a mask that was planned for another rule or model (default: false)"
+    )
     group.add_argument("--no_cache_block_id", default="53", help="deepcache: blocks always computed (default: 53)")
     group.add_argument("--cache_start_step", type=int, default=11, help="the other types: first reused step, about")
     group.add_argument("--cache_end_step", type=int, default=45, help="the other types: computed again from here on")
@@ -198,6 +202,13 @@ def transformer_version(args: argparse.Namespace) -> str:
     return f"{args.resolution}_{task_of(args)}{distilled}{'_sparse' if args.sparse_attn else ''}"
 
 
+def model_name(args: argparse.Namespace) -> str:
+    """What a graph or a mask belongs to: the checkpoint's version and whatever changes it or its sampler."""
+    changes = [] if args.flow_shift is None else [f"shift {args.flow_shift}"]
+    changes += [Path(path).name for path in (args.checkpoint_path, args.lora_path) if path]
+    return " + ".join([transformer_version(args), *changes])
+
+
 def check_request(args: argparse.Namespace) -> None:
     if not re.fullmatch(r"[1-9]\d{0,4}:[1-9]\d{0,4}", args.aspect_ratio):
         raise ValueError(f"--aspect_ratio must be two whole numbers like 16:9, got {args.aspect_ratio!r}")
@@ -205,6 +216,8 @@ def check_request(args: argparse.Namespace) -> None:
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise ValueError(f"--{flag} must be at least 1, got {value}")
+    if args.flow_shift is not None and not 0 < args.flow_shift < math.inf:
+        raise ValueError(f"--flow_shift must be a number above 0, got {args.flow_shift}")
     if not -(2**63) <= args.seed < 2**64:
         raise ValueError(f"--seed must fit into 64 bits, got {args.seed}")
     try:
@@ -318,8 +331,18 @@ def check_cache(args: argparse.Namespace, state: InferState) -> None:
     if state.uses_lemica:
         default = PIPELINE_CONFIGS[transformer_version(args)].get("num_inference_steps", DEFAULT_NUM_STEPS)
         resolve_mask(state, args.num_inference_steps or default)
+        check_mask_model(args, state.lemica_mask_model)
     elif state.enable_cache and not is_angelslim_available():
         raise ValueError(f"--cache_type {args.cache_type} needs angelslim: pip install angelslim==0.2.2")
+
+
+def check_mask_model(args: argparse.Namespace, planned_for: str | None) -> None:
+    if planned_for in (None, model_name(args)) or args.force_mask:
+        return
+    raise ValueError(
+        f"the mask was planned for {planned_for}, this run is {model_name(args)}: plan one for it, "
+        "or type --force_mask true to use it all the same"
+    )
 
 
 def output_path(args: argparse.Namespace) -> Path:
@@ -409,6 +432,7 @@ def generate_video(args: argparse.Namespace, state: InferState) -> None:
         aspect_ratio=args.aspect_ratio,
         video_length=args.video_length,
         num_inference_steps=args.num_inference_steps,
+        flow_shift=args.flow_shift,
         seed=args.seed,
         prompt_rewrite=args.rewrite,
         enable_sr=args.sr,

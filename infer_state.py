@@ -86,18 +86,19 @@ class ResolvedMask(NamedTuple):
 
 
 class PlannedMask(NamedTuple):
-    """What a mask file holds: a step mask, and the rule that it was planned for."""
+    """What a mask file holds: a step mask, the rule that it was planned for, and the model, None if it names none."""
 
     steps: StepMask
     rule: ReuseRule
+    model: str | None
 
 
 @dataclass
 class InferState:
     """Inference switches of one run; the fields before ``lemica_step`` are upstream's, with upstream's defaults.
 
-    `lemica_mask_rule` is the rule that the mask was planned for, None where no mask file says so; the run obeys
-    `lemica_reuse` and `lemica_forecast`.
+    `lemica_mask_rule` and `lemica_mask_model` are the rule and the model that the mask was planned for, None where no
+    mask file says so; the run obeys `lemica_reuse` and `lemica_forecast`.
     """
 
     enable_sageattn: bool = False
@@ -119,6 +120,7 @@ class InferState:
     lemica_step: int | None = None
     lemica_mask: StepMask | None = None
     lemica_mask_rule: ReuseRule | None = None
+    lemica_mask_model: str | None = None
     lemica_reuse: str = "residual"
     lemica_forecast: str = "hold"
     lemica_weights: tuple[tuple[float, ...], ...] = ()
@@ -177,7 +179,8 @@ _FIELD_PARSERS = {
     "lemica_step": lambda value: None if value is None else parse_budget(value),
 }
 # Fields that depend on each other, and are set together.
-_RULE_FIELDS = ("lemica_mask", "lemica_mask_rule", "lemica_reuse", "lemica_forecast", "lemica_weights")
+_RULE_FIELDS = ("lemica_reuse", "lemica_forecast", "lemica_weights")
+_MASK_FIELDS = ("lemica_mask", "lemica_mask_rule", "lemica_mask_model")
 
 
 def initialize_infer_state(args) -> InferState:
@@ -190,21 +193,22 @@ def initialize_infer_state(args) -> InferState:
     """
     global _infer_state
     values = {}
-    for name in (item.name for item in fields(InferState) if item.name not in _RULE_FIELDS):
+    for name in (item.name for item in fields(InferState) if item.name not in _MASK_FIELDS + _RULE_FIELDS):
         argument = _ARGUMENT_OF_FIELD.get(name, name)
         if hasattr(args, argument):
             parse = _FIELD_PARSERS.get(name)
             values[name] = parse(getattr(args, argument)) if parse else getattr(args, argument)
-    _infer_state = InferState(**values, **_rule_fields(args))
+    _infer_state = InferState(**values, **_mask_and_rule(args))
     return _infer_state
 
 
-def _rule_fields(args) -> dict:
+def _mask_and_rule(args) -> dict:
     mask = getattr(args, "lemica_mask", None)
-    steps, planned = read_mask(mask) if isinstance(mask, str) else (mask and tuple(map(bool, mask)), None)
+    planned = read_mask(mask) if isinstance(mask, str) else (mask and tuple(map(bool, mask)), None, None)
     asked = (getattr(args, name, None) for name in ("lemica_reuse", "lemica_forecast"))
-    rule = chosen_rule(*asked, planned, force=getattr(args, "force_mask", False))
-    return dict(zip(_RULE_FIELDS, (steps, planned, rule.reuse, rule.forecast, rule.weights), strict=True))
+    rule = chosen_rule(*asked, planned[1], force=getattr(args, "force_mask", False))
+    values = (*planned, rule.reuse, rule.forecast, rule.weights)
+    return dict(zip(_MASK_FIELDS + _RULE_FIELDS, values, strict=True))
 
 
 def chosen_rule(
@@ -216,14 +220,15 @@ def chosen_rule(
     is refused without a mask that brings its weights.
     """
     own = planned or ReuseRule()
-    rule = ReuseRule(reuse or own.reuse, forecast or own.forecast)
-    if rule == own:
+    names = (reuse or own.reuse, forecast or own.forecast)
+    if names == (own.reuse, own.forecast):
         return own
-    if rule.forecast == FITTED:
+    if names[1] == FITTED:
         raise ValueError(
             f"forecast {FITTED} takes its weights from a mask file: type --lemica_mask MASK, written by "
             f"python -m lemica plan GRAPH --forecast {FITTED}"
         )
+    rule = ReuseRule(*names)
     if planned and not force:
         raise ValueError(
             f"the mask was planned for {planned}, not for {rule}: type --lemica_reuse {planned.reuse} "
@@ -336,7 +341,8 @@ def read_mask(path: str) -> PlannedMask:
         raise ValueError(f"the mask file {path} is not JSON: write one with python -m lemica plan") from error
     try:
         mask = _mask_of(content)
-        return PlannedMask(mask, _rule_of(content, mask))
+        model = content.get("model")
+        return PlannedMask(mask, _rule_of(content, mask), None if model is None else str(model))
     except ValueError as error:
         raise ValueError(f"the mask file {path} cannot be used: {error}") from error
 
@@ -367,13 +373,15 @@ def _rule_of(content: dict, mask: StepMask) -> ReuseRule:
 def _weights_of(content: dict, mask: StepMask, rule: ReuseRule) -> tuple[tuple[float, ...], ...]:
     try:
         weights = tuple(tuple(map(float, row)) for row in content.get("weights", ()))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         weights = ()
     kept = min(rule.history, max(map(len, weights), default=0))
     wanted = [0 if computed else min(kept, sum(mask[:step])) for step, computed in enumerate(mask)]
     fits = kept > 0 or all(mask)
-    if not fits or [len(row) for row in weights] != wanted or not all(math.isfinite(sum(row)) for row in weights):
+    if not fits or [len(row) for row in weights] != wanted:
         raise ValueError(f'"weights" must hold a number for each tensor that forecast {FITTED} reads: plan it again')
+    if not all(abs(sum(row) - 1) < 1e-6 for row in weights if row):
+        raise ValueError('the "weights" of every reused step must sum to 1: plan it again')
     return weights
 
 

@@ -5,6 +5,7 @@ Its docstring is its manual: the first line goes into the list of commands, all 
 
 import argparse
 import os
+import sys
 
 from lemica import calibrate, compare, plan, report, show
 
@@ -56,6 +57,10 @@ def main(arguments: list[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
     try:
         args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has left, as head does; Python would complain when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         args.refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except ValueError as error:

@@ -47,6 +47,7 @@ GIB = 1024**3
 _MODEL_OPTIONS = {
     "model_path": ("FOLDER", "folder of the checkpoint, or a Hub repository owner/name"),
     "resolution": ("480p|720p", "resolution of model and video"),
+    "flow_shift": ("X", "shift of the sampler (default: the model's)"),
     "aspect_ratio": ("W:H", "width:height of a text-to-video (default: 16:9)"),
     "video_length": ("FRAMES", "frames, 4n + 1 (default: 121)"),
     "negative_prompt": ("TEXT", "what the videos shall not show (default: nothing)"),
@@ -63,7 +64,7 @@ _MODEL_OPTIONS = {
     "include_patterns": ("NAMES", "modules in fp8 (default: double_blocks)"),
 }
 # Our own options that decide the numbers, beside prompts and images.
-_SETTINGS = ("seeds", "num_inference_steps", "flow_shift", "max_gap", "edges", "reuse", "forecast")
+_SETTINGS = ("seeds", "num_inference_steps", "max_gap", "edges", "reuse", "forecast")
 # These do not change what is measured.
 _MEMORY_OPTIONS = {
     "offloading": ("BOOL", "keep models on the CPU while they are not used (default: true)"),
@@ -82,7 +83,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--num_inference_steps", type=int, default=50, metavar="N", help="denoising steps, at least 3 (default: 50)"
     )
-    group.add_argument("--flow_shift", type=float, metavar="X", help="shift of the sampler (default: the model's)")
     group.add_argument(
         "--max_gap", type=int, default=8, metavar="D", help="longest gap to measure, 2 to N - 1 (default: 8, or N - 1)"
     )
@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> None:
         pipe = _load_pipeline(generate, options)
         _measure(pipe, requests, work, units, args.max_gap, checkpoints, show_progress=rank == 0)
     if rank == 0:
-        _write_graph(args, checkpoints, len(requests), _model_name(generate, args, options))
+        _write_graph(args, checkpoints, len(requests), generate.model_name(options))
 
 
 def cost(mode: str, work: Work, num_steps: int, num_samples: int, world_size: int = 1) -> str:
@@ -209,7 +209,7 @@ def _requests(
     """Keyword arguments of ``replay.prepare``, one dict a sample: all seeds of the first prompt, then of the second."""
     common = dict(
         num_steps=args.num_inference_steps,
-        flow_shift=args.flow_shift,
+        flow_shift=options.flow_shift,
         aspect_ratio=options.aspect_ratio,
         video_length=options.video_length,
         negative_prompt=options.negative_prompt,
@@ -238,13 +238,6 @@ def _settings(
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _model_name(generate: ModuleType, args: argparse.Namespace, options: argparse.Namespace) -> str:
-    """What the graph is said to belong to: the checkpoint's version and whatever changes it."""
-    changes = [f"{name} {value}" for name, value in (("shift", args.flow_shift),) if value is not None]
-    changes += [Path(path).name for path in (options.checkpoint_path, options.lora_path) if path]
-    return " + ".join([generate.transformer_version(options), *changes])
 
 
 @contextmanager

@@ -3,6 +3,10 @@
 Edge i -> j, i < j, means: steps i and j are computed, every step between reuses i's residual. Its weight is the error
 that this causes (LeMiCa, arXiv 2511.00090, the section on the lexicographic minimax path). A gap of 1 reuses nothing
 and weighs 0; the file leaves such edges out.
+
+The file is JSON: "format", "model", "num_steps", "max_gap", "reuse", "forecast", "samples"; "edges", a list of
+[i, j, weight]; and where they are known "spread", a list of [i, j, deviation], "sigmas", N + 1 noise levels, and
+"products", the lower triangle of ``Moments.products``, row by row.
 """
 
 import itertools

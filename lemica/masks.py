@@ -1,5 +1,7 @@
 """Step masks as files (format "lemica-mask/1"), as lines of text, and the two that plans are compared with. No torch.
 
+The file is JSON: "format", "model", "num_steps", "budget", "computed_steps" from 0 to num_steps - 1, "origin", "reuse",
+"forecast"; and for fitted forecasts "weights", a list a step: of a reused step a number for each kept tensor.
 Generation reads the same files with infer_state.py, whose reader is used here too: what is read here, runs there.
 """
 
@@ -72,16 +74,16 @@ class Mask:
 
 def read_mask(path: str | os.PathLike) -> Mask:
     """Read a mask file; raises ValueError with one line for whatever generate.py would refuse."""
-    steps, rule = _infer_state.read_mask(os.fspath(path))
+    steps, rule, model = _infer_state.read_mask(os.fspath(path))
     content = json.loads(Path(path).read_text(encoding="utf-8"))
-    names = {name: str(content.get(name, "unknown")) for name in ("model", "origin")}
     return Mask(
+        model="unknown" if model is None else model,
         num_steps=len(steps),
         computed_steps=computed_steps(steps),
         reuse=rule.reuse,
         forecast=rule.forecast,
         weights=rule.weights,
-        **names,
+        origin=str(content.get("origin", "unknown")),
     )
 
 

@@ -33,6 +33,8 @@ class Moments:
             values = np.array(getattr(self, name), dtype=np.float64)
             values.setflags(write=False)
             object.__setattr__(self, name, values)
+        if self.sigmas.ndim != 1:
+            raise ValueError(f"sigmas have shape {self.sigmas.shape}; give one number a step and one more")
         num_steps = len(self.sigmas) - 1
         if self.products.shape != (num_steps, num_steps) or not np.array_equal(self.products, self.products.T):
             raise ValueError(f"products have shape {self.products.shape}; give a symmetric array for {num_steps} steps")
@@ -82,7 +84,9 @@ def fit(seen: np.ndarray, older: np.ndarray, goal: np.ndarray) -> tuple[np.ndarr
     """
     gram, towards = seen[older[:, :, None], older[:, None, :]], (seen @ goal)[older]
     kept = older.shape[1]
-    loaded = gram + RIDGE * np.trace(gram, axis1=1, axis2=2)[:, None, None] / max(kept, 1) * np.eye(kept)
+    # Velocities that are all the same leave nothing to fit: any positive number there gives weights of 0.
+    ridge = RIDGE * np.trace(gram, axis1=1, axis2=2)[:, None, None] / max(kept, 1)
+    loaded = gram + np.where(ridge > 0, ridge, 1) * np.eye(kept)
     weights = np.linalg.solve(loaded, towards[:, :, None])[:, :, 0]
     explained = 2 * (weights * towards).sum(1) - np.einsum("na,nab,nb->n", weights, gram, weights)
     return weights, np.sqrt(np.maximum(goal @ seen @ goal - explained, 0))

@@ -15,7 +15,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from lemica.graph import merge_graphs, read_graph
+from lemica.graph import ErrorGraph, merge_graphs, read_graph
 from lemica.masks import FITTED, FITTED_KEEPS, Mask, write_mask
 from lemica.moments import Moments
 from lemica.path import lexicographic_minimax_paths, minimum_sum_paths
@@ -32,6 +32,7 @@ examples:
 
 _SOLVERS = {"minimax": lexicographic_minimax_paths, "sum": minimum_sum_paths}
 _PLACEHOLDER = "{budget}"
+DEFAULT_HISTORY = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,9 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--history",
         type=int,
         choices=range(2, FITTED_KEEPS + 1),
-        default=2,
         help="computed steps that a fitted forecast reads: more are better where gaps are short, 2 where they are long "
-        "(default: 2)",
+        f"(default: {DEFAULT_HISTORY})",
     )
     parser.add_argument(
         "-o",
@@ -59,18 +59,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Plan, write and print; raises ValueError if a graph cannot be read or a budget has no path."""
+    _check(args)
+    graph = merge_graphs([read_graph(path) for path in args.graphs])
+    masks = _planned(args, graph)
+    names = {b: args.output.replace(_PLACEHOLDER, str(b)) if args.output else f"budget {b}" for b in masks}
+    if args.output:
+        for budget, mask in masks.items():
+            write_mask(mask, names[budget])
+    # After the files, so that a reader that closes the pipe costs no mask.
+    for budget, mask in masks.items():
+        print(*mask_lines(names[budget], mask, graph), sep="\n")
+
+
+def _check(args: argparse.Namespace) -> None:
     if args.output and len(set(args.budget)) > 1 and _PLACEHOLDER not in args.output:
         raise ValueError(f"-o {args.output} would be written {len(set(args.budget))} times: put {_PLACEHOLDER} into it")
-    graph = merge_graphs([read_graph(path) for path in args.graphs])
+    if args.output and (Path(args.output).is_dir() or args.output.endswith("/")):
+        raise ValueError(f"-o {args.output} is a folder: name a file in it")
+    if args.history and args.forecast != FITTED:
+        raise ValueError(f"--history {args.history} is for fitted forecasts: add --forecast {FITTED}")
+
+
+def _planned(args: argparse.Namespace, graph: ErrorGraph) -> dict[int, Mask]:
+    """The mask for each budget."""
+    history = args.history or DEFAULT_HISTORY
+    is_fitted = args.forecast == FITTED
     origin = f"planned, {args.objective} over {', '.join(path.name for path in args.graphs)}"
-    routes = fitted_routes(graph, args.history) if args.forecast == FITTED else step_routes(graph)
+    routes = fitted_routes(graph, history) if is_fitted else step_routes(graph)
+    masks = {}
     for budget, path in _SOLVERS[args.objective](graph, args.budget, routes).items():
         mask = Mask(graph.model, graph.num_steps, tuple(path), origin, graph.reuse, graph.forecast)
-        mask = fitted(mask, graph.moments, args.history) if args.forecast == FITTED else mask
-        name = args.output.replace(_PLACEHOLDER, str(budget)) if args.output else f"budget {budget}"
-        if args.output:
-            write_mask(mask, name)
-        print(*mask_lines(name, mask, graph), sep="\n")
+        masks[budget] = fitted(mask, graph.moments, history) if is_fitted else mask
+    return masks
 
 
 def fitted(mask: Mask, moments: Moments, history: int) -> Mask:

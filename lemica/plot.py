@@ -25,7 +25,7 @@ def draw_graph(graph: ErrorGraph, masks: Mapping[str, Mask], path: str | os.Path
     axes = figure.add_subplot()
     figure.colorbar(_heat_map(axes, graph), ax=axes, label="mean absolute error of the result")
     for name, mask in masks.items():
-        _path(axes, name, mask, graph)
+        draw_path(axes, name, mask, graph)
     axes.set(xlabel="start step", ylabel="gap", title=f"{graph.model}, {graph.num_steps} steps")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
@@ -43,7 +43,8 @@ def _heat_map(axes: Axes, graph: ErrorGraph):
     return axes.pcolormesh(*edges, errors, norm=norm, cmap="viridis")
 
 
-def _path(axes: Axes, name: str, mask: Mask, graph: ErrorGraph) -> None:
+def draw_path(axes: Axes, name: str, mask: Mask, graph: ErrorGraph) -> None:
+    """A line through a point an edge; raises ValueError for a mask of another number of steps."""
     if mask.num_steps != graph.num_steps:
         raise ValueError(f"{name} is for {mask.num_steps} steps, the graph for {graph.num_steps}: leave one out")
     starts, gaps = zip(*((i, j - i) for i, j in pairwise(mask.computed_steps)), strict=True)

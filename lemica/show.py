@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
 
 def mask_lines(name: str, mask: Mask, graph: ErrorGraph | None = None) -> list[str]:
     """A mask as text: what it is, what it weighs in `graph`, and its strip."""
-    head = f"{name}: {mask.model}, {mask.budget} of {mask.num_steps} steps, {mask.origin}"
+    head = f"{name}: {mask.model}, {mask.budget} of {mask.num_steps} steps, {mask.rule}, {mask.origin}"
     return [head, *([_weighed(name, mask, graph)] if graph else []), strip(mask.steps)]
 
 
@@ -82,7 +82,18 @@ def _weighed(name: str, mask: Mask, graph: ErrorGraph) -> str:
         return f"not weighed: edge {too_long} is longer than the graph's gaps, which go to {graph.max_gap}"
     weights = _costs(graph, mask)
     worst = max(range(len(edges)), key=weights.__getitem__)
-    return f"worst edge {edges[worst][0]} -> {edges[worst][1]} {weights[worst]:.4g}, total {sum(weights):.4g}"
+    foreign = "" if _planned_on_such(graph, mask) else f" by a graph of {_owner(graph)}"
+    return f"worst edge {edges[worst][0]} -> {edges[worst][1]} {weights[worst]:.4g}, total {sum(weights):.4g}{foreign}"
+
+
+def _planned_on_such(graph: ErrorGraph, mask: Mask) -> bool:
+    """Whether the graph is of the mask's model and rule; fitted forecasts are planned on held velocities."""
+    forecast = "hold" if mask.forecast == FITTED else mask.forecast
+    return (graph.model, graph.reuse, graph.forecast) == (mask.model, mask.reuse, forecast)
+
+
+def _owner(graph: ErrorGraph) -> str:
+    return f"{graph.model}, {graph.reuse} + {graph.forecast}"
 
 
 def _costs(graph: ErrorGraph, mask: Mask) -> list[float]:
@@ -96,7 +107,7 @@ def _is_graph(path: Path) -> bool:
     """Whether a file calls itself a graph; whatever else it is, the reader of masks will say what is wrong."""
     try:
         content = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(content, dict) and content.get("format") == GRAPH_FORMAT
 

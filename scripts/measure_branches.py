@@ -9,6 +9,7 @@ and judged on runs of other prompts: how much smaller is the root mean square er
 """
 
 import argparse
+import statistics
 from pathlib import Path
 
 import torch
@@ -71,18 +72,18 @@ def fitted_weights(regressors: Tensor, wanted: Tensor) -> Tensor:
 
 def errors(fit: list[Tensor], judge: list[Tensor], mask, history: int) -> tuple[float, float]:
     """Root mean square errors over all reused steps on the runs to judge, with common weights and with two sets."""
-    sums = []
+    found = []
     for apart in (False, True):
-        total = 0.0
+        squares = []
         for step, computed in enumerate(mask.steps):
             sources = [earlier for earlier in range(step) if mask.steps[earlier]][-history:]
             if computed or len(sources) < 2:
                 continue
             weights = fitted_weights(*differences(fit, step, sources, apart))
             regressors, wanted = differences(judge, step, sources, apart)
-            total += (weights @ regressors - wanted).square().mean().item()
-        sums.append(total**0.5)
-    return sums[0], sums[1]
+            squares.append((weights @ regressors - wanted).square().mean().item())
+        found.append(statistics.fmean(squares) ** 0.5)
+    return found[0], found[1]
 
 
 def main() -> None:

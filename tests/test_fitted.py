@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,6 +91,7 @@ def test_plans_are_the_best_of_all_paths(seed, keeps):
         least = min(paths, key=lambda path: sum(costs(path)))
         assert tuple(lexicographic_minimax_paths(graph, [budget], routes)[budget]) == worst_first
         assert tuple(minimum_sum_paths(graph, [budget], routes)[budget]) == least
+        assert fitted_costs(graph, least, keeps) == pytest.approx(costs(least))
 
 
 def test_with_one_kept_velocity_there_is_nothing_to_fit():
@@ -98,18 +100,29 @@ def test_with_one_kept_velocity_there_is_nothing_to_fit():
 
 
 def test_moments_are_read_back_to_the_bit_and_averaged(tmp_path):
-    graphs = [graph_with_moments(0), graph_with_moments(1)]
+    graphs = [graph_with_moments(0), replace(graph_with_moments(1), samples=3)]
     write_graph(graphs[0], tmp_path / "graph.json")
     found = read_graph(tmp_path / "graph.json").moments
     assert np.array_equal(found.products, graphs[0].moments.products)
     assert np.array_equal(found.sigmas, SIGMAS)
     mean = merge_graphs(graphs).moments
-    assert mean.products == pytest.approx((graphs[0].moments.products + graphs[1].moments.products) / 2)
+    assert mean.products == pytest.approx((graphs[0].moments.products + 3 * graphs[1].moments.products) / 4)
+
+
+def test_velocities_that_never_change_are_held():
+    constant = moments_of(np.ones((N, 5)))
+    assert constant.reuse_weights([0, 1, 4, 8], 2)[2:4] == ((0.0, 1.0), (0.0, 1.0))
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"products": [[1.0]]}, {"products": "none"}, {"sigmas": [1, 0]}, {"sigmas": ["a"] * (N + 1)}],
+    [
+        {"products": [[1.0]]},
+        {"sigmas": [[1.0] * (N + 1)] * 2},
+        {"products": "none"},
+        {"sigmas": [1, 0]},
+        {"sigmas": ["a"] * (N + 1)},
+    ],
 )
 def test_a_graph_file_with_broken_moments_is_refused(tmp_path, change):
     path = tmp_path / "graph.json"
@@ -182,4 +195,14 @@ def test_a_mask_file_whose_weights_do_not_fit_is_refused(tmp_path, weights):
     fitted_mask(path)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"weights": weights}))
     with pytest.raises(ValueError, match='"weights" must hold a number for each tensor'):
+        read_mask(path)
+
+
+@pytest.mark.parametrize("factor", [7, 10**400])
+def test_weights_that_do_not_sum_to_one_are_refused(tmp_path, factor):
+    path = tmp_path / "mask.json"
+    document = fitted_mask(path) and json.loads(path.read_text())
+    weights = [[factor if weight == 1 else weight for weight in row] for row in document["weights"]]
+    path.write_text(json.dumps(document | {"weights": weights}))
+    with pytest.raises(ValueError, match=r"mask\.json cannot be used"):
         read_mask(path)

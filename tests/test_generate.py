@@ -105,6 +105,18 @@ def test_a_mask_for_another_rule_is_refused_unless_forced(command, capsys, tmp_p
     )
 
 
+def test_a_mask_for_another_model_or_sampler_is_refused_unless_forced(command, capsys, tmp_path):
+    path = tmp_path / "mask.json"
+    flags = [*LEMICA, "--lemica_mask", str(path)]
+    mask = {"format": "lemica-mask/1", "num_steps": 4, "computed_steps": [0, 2, 3]}
+    for model, more in (("480p_t2v", []), ("480p_t2v + shift 3.0", ["--flow_shift", "3"])):
+        path.write_text(json.dumps(mask | {"model": model}))
+        assert generate.parse_arguments(command(*flags, *more))[1].lemica_mask_model == model
+    path.write_text(json.dumps(mask | {"model": "720p_t2v"}))
+    assert "planned for 720p_t2v, this run is 480p_t2v" in refusal(command(*flags), capsys)
+    assert generate.parse_arguments(command(*flags, "--force_mask"))[1].lemica_mask == (True, False, True, True)
+
+
 @pytest.mark.parametrize(
     ("flag", "value", "fault"),
     [

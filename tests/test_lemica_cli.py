@@ -163,13 +163,34 @@ def test_plan_averages_several_graphs(graph, tmp_path):
 def test_plan_without_a_name_only_prints(graph, tmp_path, capsys):
     main(["plan", str(graph), "--budget", "5"])
     head, weights, steps = capsys.readouterr().out.splitlines()
-    assert head == "budget 5: 480p_t2v, 5 of 12 steps, planned, minimax over graph.json"
+    assert head == "budget 5: 480p_t2v, 5 of 12 steps, residual + hold, planned, minimax over graph.json"
     path = lexicographic_minimax_path(graph_with(early_is_dear), 5)
     costs = {(i, j): early_is_dear(i, j) for i, j in pairwise(path)}
     worst = max(costs, key=costs.get)
     assert weights == f"worst edge {worst[0]} -> {worst[1]} {costs[worst]:.4g}, total {sum(costs.values()):.4g}"
     assert len(steps) == N and steps.count("■") == 5
     assert os.listdir(tmp_path) == ["graph.json"]
+
+
+def test_a_reader_that_closes_the_pipe_costs_no_mask(graph, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "lemica",
+        "plan",
+        str(graph),
+        "--budget",
+        "5",
+        "6",
+        "-o",
+        str(tmp_path / "b{budget}.json"),
+    ]
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write) as closed:
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, cwd=REPOSITORY, check=True)
+    assert done.stderr == b""
+    assert sorted(os.listdir(tmp_path)) == ["b5.json", "b6.json", "graph.json"]
 
 
 # show
@@ -179,7 +200,7 @@ def test_show_prints_masks_and_graphs(graph, tmp_path, capsys):
     write_mask(Mask("480p_t2v", N, (0, 1, 4, 8, 11), "by hand"), tmp_path / "mask.json")
     main(["show", str(tmp_path / "mask.json"), str(graph)])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("mask.json: 480p_t2v, 5 of 12 steps, by hand")
+    assert lines[0].endswith("mask.json: 480p_t2v, 5 of 12 steps, residual + hold, by hand")
     assert lines[1] == "■■··■···■··■"
     assert lines[2].endswith("graph.json: 480p_t2v, 12 steps, 3 samples, residual + hold, budgets 4 to 12")
     errors = [early_is_dear(i, i + 3) for i in range(N - 3)]
@@ -205,6 +226,9 @@ def test_show_weighs_masks_by_a_graph(graph, tmp_path, capsys):
     assert max(costs) == costs[0]
     assert lines[1] == f"worst edge 1 -> 4 {costs[0]:.4g}, total {sum(costs):.4g}"
     assert lines[4] == "not weighed: edge 1 -> 9 is longer than the graph's gaps, which go to 4"
+    write_mask(Mask("480p_t2v", N, (0, 1, 4, 8, 11), "by hand", "velocity"), tmp_path / "mask.json")
+    main(["show", str(tmp_path / "mask.json"), "--graph", str(graph)])
+    assert capsys.readouterr().out.splitlines()[1] == f"{lines[1]} by a graph of 480p_t2v, residual + hold"
 
 
 def test_show_draws_the_graph_with_paths_on_it(graph, tmp_path):
@@ -218,6 +242,17 @@ def test_show_draws_the_graph_with_paths_on_it(graph, tmp_path):
     assert min(plain.shape[:2]) > 300
     assert plain.shape == path.shape
     assert (plain != path).any()
+
+
+def test_a_path_is_drawn_from_start_step_to_gap():
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    from lemica.plot import draw_path
+
+    axes = Figure().add_subplot()
+    draw_path(axes, "mask", Mask("480p_t2v", N, (0, 1, 4, 8, 11), "by hand"), graph_with(early_is_dear))
+    assert axes.lines[0].get_xydata().tolist() == [[0, 1], [1, 3], [4, 4], [8, 3]]
 
 
 def test_a_graph_without_errors_can_be_drawn(tmp_path):

@@ -113,8 +113,8 @@ def write_mask(path, **changes) -> str:
 
 
 def test_mask_file_overrides_the_budget(tmp_path):
-    mask, rule = read_mask(write_mask(tmp_path / "mask.json", reuse="residual", forecast="hold"))
-    assert rule == ReuseRule()
+    mask, rule, model = read_mask(write_mask(tmp_path / "mask.json", reuse="residual", forecast="hold"))
+    assert (rule, model) == (ReuseRule(), "m")
     assert mask == (True, False, True, False, False, True)
     assert resolve_mask(lemica(lemica_step=4, lemica_mask=mask), 6) == (mask, "planned")
     with pytest.raises(ValueError, match="6 steps but the sampler runs 50: pass --num_inference_steps 6"):
