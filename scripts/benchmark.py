@@ -24,6 +24,7 @@ output says which one ran.
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import tempfile
@@ -35,6 +36,7 @@ from pathlib import Path
 import torch
 from angelslim_caches import import_angelslim_caches
 from demo_attention import fused_attention
+from hyvideo.commons import maybe_fallback_attn_mode
 from hyvideo.commons.infer_state import StepMask, step_mask
 from hyvideo.models.transformers.hunyuanvideo_1_5_transformer import HunyuanVideo_1_5_DiffusionTransformer
 from hyvideo.pipelines.hunyuan_video_pipeline import (
@@ -132,7 +134,7 @@ class Loop:
     computed: float
     reused_step: float | None
     loop: float
-    peak_bytes: int | None
+    peak_bytes: int | None = None
 
 
 Repeat = dict[Job, Loop]
@@ -337,7 +339,9 @@ def predict_repeat(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, jobs:
     for way in dict.fromkeys(job.way for job in jobs if job != UNCACHED):
         few[way] = timed(pipe, inputs, way, FEW_STEPS)
         announce(f"{way}, {len(FEW_STEPS)} steps", few[way])
-    return {job: predicted(few["kit" if job == UNCACHED else job.way], job.budget) for job in jobs}
+    # Without a cache no peak was measured: it is that of a loop that caches.
+    loops = {job: predicted(few[job.way], job.budget) for job in jobs if job != UNCACHED}
+    return {UNCACHED: replace(predicted(few["kit"], NUM_STEPS), reused_step=None, peak_bytes=None)} | loops
 
 
 def announce(name: str, loop: Loop) -> None:
@@ -373,6 +377,8 @@ def figures_of(job: Job, repeats: list[Repeat]) -> dict:
 def missed_targets(preset: Preset, result: dict) -> list[str]:
     """The targets that the kit's figures miss, in words; those that no figure was measured for are left out."""
     missed = []
+    # Steps that seem faster next to reused ones are noise.
+    beside = max(1.0, result["beside_reused"]["median"] if result["beside_reused"] else 1.0)
     for row in result["rows"]:
         if row["way"] != "kit":
             continue
@@ -380,8 +386,8 @@ def missed_targets(preset: Preset, result: dict) -> list[str]:
             missed.append(f"B={row['budget']}: reused step {row['of_released']:.2f}x the released kit's")
         if preset.most_of_full is not None and row["of_full"] > preset.most_of_full:
             missed.append(f"B={row['budget']}: reused step {row['of_full']:.2%} of a full step")
-        if preset.blocks == BLOCKS and row["share"] < LEAST_COMPUTED:
-            missed.append(f"B={row['budget']}: computed steps are {row['share']:.1%} of the loop")
+        if preset.blocks == BLOCKS and row["share"] / beside < LEAST_COMPUTED:
+            missed.append(f"B={row['budget']}: loop speed-up {row['share'] / beside:.1%} of N/B")
     held = result["held"]["kit"]
     if held["during"] > result["residual_bytes"] or held["after"]:
         missed.append(
@@ -399,7 +405,7 @@ def summary(
         machine=torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
-        attention=pipe.transformer.attn_mode if on_gpu else fused,
+        attention=maybe_fallback_attn_mode(pipe.transformer.attn_mode) if on_gpu else fused,
         preset=asdict(preset),
         image_tokens=preset.image_tokens,
         residual_bytes=preset.batch * preset.image_tokens * preset.hidden * torch.finfo(pipe.target_dtype).bits // 8,
@@ -428,11 +434,12 @@ def print_table(preset: Preset, result: dict) -> None:
             print(f"{line}{'':38}{row['loop']:8.2f} s")
             continue
         of_released = f"{row['of_released']:.2f}x" if "of_released" in row else ""
+        peak = f"  peak {row['peak_bytes'] / MIB / 1024:.1f} GiB" if row["peak_bytes"] else ""
         held = [result["held"][row["way"]][name] / residual for name in ("during", "after")]
         print(
             f"{line}{row['reused_step'] * 1e3:10.3f} ms {row['of_full']:8.3%} {of_released:>12} "
             f"{row['loop']:8.2f} s {row['speedup']:.2f}x {row['of_ideal']:7.1%} {row['share']:8.1%} "
-            f"{held[0]:5.2f}x {held[1]:5.2f}x"
+            f"{held[0]:5.2f}x {held[1]:5.2f}x{peak}"
         )
     most, least = ("" if preset.most_of_full is None else f"{preset.most_of_full:.3%}"), ""
     if preset.blocks == BLOCKS:
@@ -443,6 +450,16 @@ def print_table(preset: Preset, result: dict) -> None:
     print("missed: " + ("; ".join(result["missed"]) or "none"))
 
 
+def whole_runs(result: dict, other_seconds: float) -> Iterator[str]:
+    """T(B) = what depends on no budget + B full steps + N - B reused ones, and the speed-up that this is."""
+    full = result["rows"][0]["full_step"]
+    uncached = other_seconds + NUM_STEPS * full
+    yield f"whole runs predicted with {other_seconds:g} s beside denoising: uncached {uncached:.0f} s"
+    for row in result["rows"][1:]:
+        seconds = other_seconds + row["budget"] * full + (NUM_STEPS - row["budget"]) * row["reused_step"]
+        yield f"{row['budget']:>3}  {row['way']:<8} {seconds:8.0f} s {uncached / seconds:.2f}x"
+
+
 def run(args: argparse.Namespace) -> None:
     preset = PRESETS[args.preset]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -451,7 +468,13 @@ def run(args: argparse.Namespace) -> None:
     inputs = random_inputs(pipe, preset)
     jobs = jobs_of_repeat(args.budgets, preset.released_once)
     warm_up, one_repeat = (WARM_UP, run_repeat) if preset.whole_loops else (FEW_STEPS, predict_repeat)
-    held = {"kit": held_by_kit(pipe, inputs, warm_up), "released": held_by_released(pipe, inputs, warm_up)}
+    held = {"kit": held_by_kit(pipe, inputs, warm_up)}
+    try:
+        held["released"] = held_by_released(pipe, inputs, warm_up)
+    except torch.cuda.OutOfMemoryError:
+        print("the released kit's cache does not fit into the device's memory: measured without it")
+        torch.cuda.empty_cache()
+        jobs = [job for job in jobs if job.way != "released"]
     beside = beside_reused(pipe, inputs) if preset.whole_loops else []
     repeats: list[Repeat] = []
     try:
@@ -463,7 +486,10 @@ def run(args: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         print(f"interrupted after {len(repeats)} whole repeats")
     if repeats:
-        print_table(preset, summary(preset, pipe, held, beside, repeats))
+        result = summary(preset, pipe, held, beside, repeats)
+        print_table(preset, result)
+        if args.other_seconds is not None:
+            print(*whole_runs(result, args.other_seconds), sep="\n")
 
 
 def main() -> None:
@@ -472,6 +498,11 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, nargs="+", default=[25, 20, 15, 10], help="computed steps of 50")
     parser.add_argument("--repeats", type=int, default=5, help="runs of every loop (default: 5)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument(
+        "--other-seconds",
+        type=float,
+        help="also predict whole runs, of which so much depends on no budget (34 on 4 x H100)",
+    )
     parser.add_argument("--output", type=Path, help="also write the figures as JSON")
     args = parser.parse_args()
     if args.repeats < 1 or not all(1 < budget < NUM_STEPS for budget in args.budgets):
@@ -479,6 +510,8 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    # As generate.py does: at 720p little room is left beside the released kit's cache.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     initialize_sequence_parallel()
     with nullcontext() if torch.cuda.is_available() else fused_attention():
         run(args)

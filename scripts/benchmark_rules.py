@@ -3,9 +3,9 @@
     python scripts/benchmark_rules.py cpu --output rules.json     # PYTHONPATH = a HunyuanVideo-1.5 tree with the kit
 
 A repeat runs every rule's reused steps in turn, and the released kit's; figures are medians over repeats, ratios within
-a repeat. What a rule keeps is made by one computed step and kept as often as the rule keeps it, so that even the GPU
-presets of scripts/benchmark.py take few full steps. Rules that keep as many tensors of the same kind cost the same:
-"fitted" with its default history costs what "damped-sigma" does.
+a repeat. What rules keep is made by one computed step for each kind and copied as often as a rule keeps it, so that the
+GPU presets of scripts/benchmark.py take few full steps, too. Rules that keep as many tensors of the same kind cost the
+same: "fitted" with its default history costs what "damped-sigma" does.
 """
 
 import argparse
@@ -14,11 +14,23 @@ import statistics
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from benchmark import FEW_STEPS, NUM_STEPS, PRESETS, Preset, pipeline_around, random_inputs, random_transformer, timed
+from benchmark import (
+    FEW_STEPS,
+    NUM_STEPS,
+    PRESETS,
+    Loop,
+    Preset,
+    pipeline_around,
+    random_inputs,
+    random_transformer,
+    timed,
+    unique_bytes,
+)
 from demo_attention import fused_attention
-from hyvideo.commons.infer_state import ReuseRule
+from hyvideo.commons.infer_state import MOST_KEPT, ReuseRule
 from hyvideo.pipelines.hunyuan_video_pipeline import (
     DenoiseInputs,
     HunyuanVideo_1_5_Pipeline,
@@ -39,29 +51,36 @@ CHANNELS, WIDTH = 32, 2048
 MOST_OF_RELEASED = 0.5
 
 
-def filled_cache(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, rule: ReuseRule) -> StepCache:
-    """A cache that keeps all that the rule may keep: what one computed step leaves, copied."""
-    cache = StepCache(pipe.transformer, rule)
-    made = []
-    stop = FIRST_REUSED
+class Step(NamedTuple):
+    """A reused step: seconds, and bytes kept meanwhile."""
+
+    seconds: float
+    held: int
+
+
+def kept_of_one_step(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, kind: str) -> torch.Tensor:
+    """What one computed step leaves of this kind."""
+    rule = ReuseRule(kind)
+    cache, made = StepCache(pipe.transformer, rule), []
+    last = FIRST_REUSED - 1
     pipe.denoise(
-        replace(inputs, rule=rule), mask=MASK, start=stop - 1, stop=stop, cache=cache,
+        replace(inputs, rule=rule), mask=MASK, start=last, stop=last + 1, cache=cache,
         on_step=lambda *_: made.extend(cache.kept),
     )  # fmt: skip
-    cache.kept = [made[0].clone() for _ in range(rule.history)]
-    return cache
+    return made[0]
 
 
-def reused_step(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, cache: StepCache, rule: ReuseRule) -> float:
-    """Median seconds of a few reused steps."""
+def reused_step(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, rule: ReuseRule, kept: torch.Tensor) -> Step:
+    """A few reused steps with as much kept as the rule may keep."""
     clock = Stopwatch(pipe.execution_device)
-    copied = StepCache(pipe.transformer, rule)
-    copied.kept = list(cache.kept)
+    cache = StepCache(pipe.transformer, rule)
+    cache.kept = [kept.clone() for _ in range(rule.history)]
+    held = unique_bytes(cache.kept)
     pipe.denoise(
         replace(inputs, rule=rule), clock, mask=MASK, start=FIRST_REUSED, stop=LAST_REUSED, latents=inputs.noise,
-        cache=copied,
+        cache=cache,
     )  # fmt: skip
-    return statistics.median(clock.step_seconds())
+    return Step(statistics.median(clock.step_seconds()), held)
 
 
 def kept_of_residual(rule: ReuseRule) -> float:
@@ -74,27 +93,33 @@ def run(preset: Preset, repeats: int) -> dict:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     pipe = pipeline_around(random_transformer(preset, device, dtype))
     inputs = random_inputs(pipe, preset)
-    caches = {rule: filled_cache(pipe, inputs, rule) for rule in RULES}
-    released, seconds = [], {rule: [] for rule in RULES}
+    kept = {kind: kept_of_one_step(pipe, inputs, kind) for kind in MOST_KEPT}
+    released, steps = [], {rule: [] for rule in RULES}
     for _ in range(repeats):
         released.append(timed(pipe, inputs, "released", FEW_STEPS))
-        for rule, cache in caches.items():
-            seconds[rule].append(reused_step(pipe, inputs, cache, rule))
-    rows = [
-        {
-            "rule": str(rule),
-            "tensors": rule.history,
-            "of_residual": kept_of_residual(rule),
-            "reused_step": statistics.median(seconds[rule]),
-            "of_released": statistics.median(
-                mine / loop.reused_step for mine, loop in zip(seconds[rule], released, strict=True)
-            ),
-        }
-        for rule in RULES
-    ]
-    full = statistics.median(loop.full_step for loop in released)
-    reused = statistics.median(loop.reused_step for loop in released)
-    return {"full_step": full, "released": reused, "repeats": repeats, "threads": torch.get_num_threads(), "rows": rows}
+        for rule in RULES:
+            steps[rule].append(reused_step(pipe, inputs, rule, kept[rule.reuse]))
+    return {
+        "threads": torch.get_num_threads(),
+        "repeats": repeats,
+        "residual_bytes": unique_bytes([kept["residual"]]),
+        "full_step": statistics.median(loop.full_step for loop in released),
+        "released": statistics.median(loop.reused_step for loop in released),
+        "rows": [row_of(rule, steps[rule], released) for rule in RULES],
+    }
+
+
+def row_of(rule: ReuseRule, steps: list[Step], released: list[Loop]) -> dict:
+    """A rule's figures: medians over repeats, the ratio within each."""
+    ratios = [step.seconds / loop.reused_step for step, loop in zip(steps, released, strict=True)]
+    return {
+        "rule": str(rule),
+        "tensors": rule.history,
+        "held_bytes": steps[0].held,
+        "of_residual": kept_of_residual(rule),
+        "reused_step": statistics.median(step.seconds for step in steps),
+        "of_released": statistics.median(ratios),
+    }
 
 
 def table(result: dict) -> list[str]:

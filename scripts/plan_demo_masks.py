@@ -22,6 +22,7 @@ from demo_data import prompt_of, render_one, spec_of
 from lemica import __main__ as lemica
 from lemica.graph import ErrorGraph, read_graph
 from lemica.masks import Mask, computed_steps, step_mask, uniform_mask, write_mask
+from lemica.path import lexicographic_minimax_paths
 from lemica.plan import fitted
 
 CHECKPOINT = Path(__file__).resolve().parents[1] / "assets" / "demo_checkpoint"
@@ -161,10 +162,16 @@ def _plan(graphs: Sequence[Path], budgets: Sequence[int], name: str, *options: s
 
 
 def fit_to_known_masks(graph: ErrorGraph, budgets: Sequence[int], output: Path, name: str) -> None:
-    """Fitted weights for the uniform masks and for the kit's own."""
-    for origin, steps_of in (("uniform", uniform_mask), ("released", step_mask)):
+    """Fitted weights for the uniform masks, for the kit's own, and for those planned as if velocities were held."""
+    held = {budget: tuple(path) for budget, path in lexicographic_minimax_paths(graph, budgets).items()}
+    known = {
+        "uniform": lambda budget: computed_steps(uniform_mask(budget, graph.num_steps)),
+        "released": lambda budget: computed_steps(step_mask(budget, graph.num_steps)),
+        "held": held.__getitem__,
+    }
+    for origin, steps_of in known.items():
         for budget in budgets:
-            steps = computed_steps(steps_of(budget, graph.num_steps))
+            steps = steps_of(budget)
             mask = Mask(graph.model, graph.num_steps, steps, origin, graph.reuse, graph.forecast)
             write_mask(fitted(mask, graph.moments, HISTORIES[0]), output / f"{origin}_fitted_{name}_b{budget}.json")
 

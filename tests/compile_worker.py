@@ -23,7 +23,6 @@ def main():
     torch.set_num_threads(1)
     kit.initialize_sequence_parallel()
     pipe = kit.HunyuanVideo_1_5_Pipeline.create_pipeline(sys.argv[2], "480p_t2v")
-    pipe.transformer.double_blocks = pipe.transformer.double_blocks[:2]
     state = InferState(enable_cache=True, cache_type="lemica", lemica_mask=MASK)
     pipe.apply_infer_optimization(state)
     eager = pipe(**REQUEST, **OPTIONS).videos

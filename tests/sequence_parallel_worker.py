@@ -1,4 +1,4 @@
-"""Run by torchrun from test_sequence_parallel.py: generates with and without reuse and saves what happened.
+"""Run by torchrun from test_sequence_parallel.py: generates with and without reuse, every rank saves what happened.
 
 usage: sequence_parallel_worker.py TREE CHECKPOINT OUTPUT
 """
@@ -106,8 +106,7 @@ def main():
             "output": generate(pipe, MASK, "output", "linear-sigma", **request),
             "velocity": generate(pipe, MASK, "velocity", "linear-sigma", **request),
         }
-    if int(os.environ["RANK"]) == 0:
-        torch.save(results, output)
+    torch.save(results, f"{output}.{os.environ['RANK']}")
     dist.barrier()
     dist.destroy_process_group()
 

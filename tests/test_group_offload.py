@@ -27,12 +27,38 @@ def accelerator(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "is_pinned", lambda _: True)
 
 
+def weights_of(group: ModuleGroup) -> list[torch.Tensor]:
+    return [*(weight for module in group.modules for weight in module.parameters()), *group.parameters]
+
+
 @pytest.fixture
 def onloads(monkeypatch):
-    """The groups brought to the device, in order."""
-    brought = []
-    original = ModuleGroup.onload_
-    monkeypatch.setattr(ModuleGroup, "onload_", lambda group: (brought.append(group), original(group))[1])
+    """The groups brought to the device, in order. What is offloaded holds NaN until it is brought back."""
+    brought, away = [], {}
+    onload, offload, to = ModuleGroup.onload_, ModuleGroup.offload_, torch.nn.Module.to
+
+    def bring_back(weights):
+        for weight in weights:
+            weight.data = away.pop(weight, weight.data)
+
+    def onload_(group):
+        brought.append(group)
+        bring_back(weights_of(group))
+        onload(group)
+
+    def offload_(group):
+        offload(group)
+        for weight in weights_of(group):
+            away.setdefault(weight, weight.data)
+            weight.data = torch.full_like(weight, torch.nan)
+
+    def moved(module, *args, **kwargs):
+        bring_back(module.parameters())
+        return to(module, *args, **kwargs)
+
+    monkeypatch.setattr(ModuleGroup, "onload_", onload_)
+    monkeypatch.setattr(ModuleGroup, "offload_", offload_)
+    monkeypatch.setattr(torch.nn.Module, "to", moved)
     return brought
 
 

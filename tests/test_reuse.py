@@ -256,6 +256,23 @@ def test_a_reused_step_copies_nothing_to_the_device(load_pipeline, version, kind
     assert copies.count == 0
 
 
+@pytest.mark.parametrize("kind", ["residual", "output"])
+def test_what_is_kept_has_the_dtype_of_the_blocks(load_pipeline, kind):
+    """As under autocast on a GPU, where float32 text makes all tokens float32 on their way to the final layer."""
+    pipe = load_pipeline("480p_t2v")
+    net = copy.deepcopy(pipe.transformer)
+    final = net.final_layer.forward
+    net.final_layer.forward = lambda tokens, vector: final(tokens.float(), vector)
+    inputs = prepared(pipe, **{k: v for k, v in REQUEST.items() if k not in ("enable_sr", "output_type")})
+    arguments = pipe._transformer_inputs(0, inputs.noise, inputs)
+    with torch.no_grad():
+        _, expected = REUSED_KINDS[kind].compute(net, arguments)
+        net.final_layer.register_forward_pre_hook(lambda _, tokens: (tokens[0].double(), *tokens[1:]))
+        _, kept = REUSED_KINDS[kind].compute(net, arguments)
+    assert kept.dtype == torch.float32
+    assert torch.equal(kept, expected)
+
+
 def prepared(pipe, **settings):
     """The inputs of the denoising loop, as a call would make them."""
     captured = []

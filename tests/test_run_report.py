@@ -84,3 +84,21 @@ def test_without_offloading_no_moves_are_reported(load_pipeline, moves):
     report = pipe(**REQUEST).report
     assert moves == []
     assert OFFLOAD_MOVES not in report.stage_seconds
+
+
+class Moving(torch.nn.Linear):
+    """Moves to the device by a copy of its weights, and would not come back by itself."""
+
+    def to(self, device):
+        for weight in self.parameters():
+            weight.data = weight.data.clone() if device != "cpu" else weight.data
+        return self
+
+
+def test_offloaded_weights_are_put_back_not_copied_back(load_pipeline, monkeypatch):
+    pipe, model = load_pipeline("480p_t2v"), Moving(3, 2)
+    monkeypatch.setattr(pipe, "enable_offloading", True)
+    at_home = [weight.data_ptr() for weight in model.parameters()]
+    with pipe.on_device(model):
+        assert not set(at_home) & {weight.data_ptr() for weight in model.parameters()}
+    assert [weight.data_ptr() for weight in model.parameters()] == at_home
