@@ -223,6 +223,11 @@ def chosen_rule(
     names = (reuse or own.reuse, forecast or own.forecast)
     if names == (own.reuse, own.forecast):
         return own
+    if names[1] == FITTED == own.forecast:
+        raise ValueError(
+            f"the mask's weights are for the {own.reuse}: leave out --lemica_reuse, or choose another "
+            "--lemica_forecast, with --force_mask true"
+        )
     if names[1] == FITTED:
         raise ValueError(
             f"forecast {FITTED} takes its weights from a mask file: type --lemica_mask MASK, written by "

@@ -154,6 +154,8 @@ def rank_forwards(work: Work, num_steps: int, num_samples: int, world_size: int)
 def _check(args: argparse.Namespace) -> None:
     if args.num_inference_steps < 3:
         raise ValueError(f"--num_inference_steps must be at least 3, got {args.num_inference_steps}")
+    if len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed < 2**63 for seed in args.seeds):
+        raise ValueError(f"--seeds must be different whole numbers from 0 on, got {' '.join(map(str, args.seeds))}")
     if args.max_gap < 2:
         raise ValueError(f"--max_gap must be at least 2, got {args.max_gap}")
     if args.output.exists():

@@ -80,7 +80,10 @@ def _weighed(name: str, mask: Mask, graph: ErrorGraph) -> str:
     too_long = next((f"{i} -> {j}" for i, j in edges if j - i > graph.max_gap), None)
     if too_long:
         return f"not weighed: edge {too_long} is longer than the graph's gaps, which go to {graph.max_gap}"
-    weights = _costs(graph, mask)
+    try:
+        weights = _costs(graph, mask)
+    except ValueError as error:
+        return f"not weighed: {error}"
     worst = max(range(len(edges)), key=weights.__getitem__)
     foreign = "" if _planned_on_such(graph, mask) else f" by a graph of {_owner(graph)}"
     return f"worst edge {edges[worst][0]} -> {edges[worst][1]} {weights[worst]:.4g}, total {sum(weights):.4g}{foreign}"

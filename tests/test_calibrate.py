@@ -425,6 +425,8 @@ def test_going_on_with_other_prompts_is_refused(run, tmp_path, monkeypatch, prom
 REFUSALS = [
     (["--num_inference_steps", "2"], "--num_inference_steps must be at least 3, got 2"),
     (["--max_gap", "1"], "--max_gap must be at least 2, got 1"),
+    (["--seeds", "3", "3"], "--seeds must be different whole numbers from 0 on, got 3 3"),
+    (["--seeds", "-1"], "--seeds must be different whole numbers from 0 on, got -1"),
     (["--aspect_ratio", "wide"], "--aspect_ratio must be two whole numbers"),
     (["--image_path", "nowhere.png"], "--image_path nowhere.png does not exist"),
     (["--image_path", "a", "b", "c"], "--image_path has 3 files for 2 prompts: give one, or one for each"),

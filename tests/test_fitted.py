@@ -189,6 +189,20 @@ def test_the_fitted_forecast_needs_a_mask_file_with_weights(tmp_path):
         initialize_infer_state(Arguments(lemica_mask=str(plain), lemica_forecast=FITTED, force_mask=True))
 
 
+def test_a_fitted_mask_for_another_kind_is_refused_with_what_to_leave_out(tmp_path):
+    fitted_mask(tmp_path / "mask.json")
+    mask = str(tmp_path / "mask.json")
+    with pytest.raises(ValueError, match="weights are for the velocity: leave out --lemica_reuse"):
+        initialize_infer_state(Arguments(lemica_mask=mask, lemica_reuse="residual", force_mask=True))
+
+
+def test_a_fitted_mask_is_shown_unweighed_beside_a_graph_that_cannot_weigh_it(tmp_path, capsys):
+    fitted_mask(tmp_path / "mask.json")
+    write_graph(replace(graph_with_moments(), reuse="residual"), tmp_path / "graph.json")
+    lemica(["show", str(tmp_path / "mask.json"), "--graph", str(tmp_path / "graph.json")])
+    assert capsys.readouterr().out.splitlines()[1].startswith("not weighed: a fitted forecast is planned on")
+
+
 @pytest.mark.parametrize("weights", [None, [], [[]] * N, [[]] + [["x"]] * (N - 1), "none", 3])
 def test_a_mask_file_whose_weights_do_not_fit_is_refused(tmp_path, weights):
     path = tmp_path / "mask.json"
