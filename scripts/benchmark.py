@@ -501,7 +501,7 @@ def main() -> None:
     parser.add_argument(
         "--other-seconds",
         type=float,
-        help="also predict whole runs, of which so much depends on no budget (34 on 4 x H100)",
+        help="also predict whole runs, of which so much depends on no budget on this machine",
     )
     parser.add_argument("--output", type=Path, help="also write the figures as JSON")
     args = parser.parse_args()
