@@ -93,7 +93,7 @@ class PlannedMask(NamedTuple):
     model: str | None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class InferState:
     """Inference switches of one run; the fields before ``lemica_step`` are upstream's, with upstream's defaults.
 
@@ -107,11 +107,11 @@ class InferState:
 
     enable_cache: bool = False
     cache_type: str = "deepcache"
-    no_cache_block_id: list[int] | None = None
-    cache_start_step: int = 11
-    cache_end_step: int = 45
     total_steps: int = 50
+    cache_start_step: int = 11
     cache_step_interval: int = 4
+    cache_end_step: int = 45
+    no_cache_block_id: list[int] | None = None
 
     use_fp8_gemm: bool = False
     quant_type: str = "fp8-per-token-sgl"
