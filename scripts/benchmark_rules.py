@@ -3,32 +3,26 @@
     python scripts/benchmark_rules.py cpu --output rules.json     # PYTHONPATH = a HunyuanVideo-1.5 tree with the kit
 
 A repeat runs every rule's reused steps in turn, and the released kit's; figures are medians over repeats, ratios within
-a repeat. What rules keep is made by one computed step for each kind and copied as often as a rule keeps it, so that the
-GPU presets of scripts/benchmark.py take few full steps, too. Rules that keep as many tensors of the same kind cost the
-same: "fitted" with its default history costs what "damped-sigma" does.
+a repeat. What rules keep is made by one computed step for each kind, waits on the CPU, and is copied as often as a rule
+keeps it, so that the GPU presets of scripts/benchmark.py take few full steps, too. Rules that keep as many tensors of
+the same kind cost the same: "fitted" with its default history costs what "damped-sigma" does. The figures are written
+after every repeat; where the released kit's cache does not fit into the device's memory, the rules are timed alone.
 """
 
 import argparse
 import json
+import os
 import statistics
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from benchmark import (
-    FEW_STEPS,
-    NUM_STEPS,
-    PRESETS,
-    Loop,
-    Preset,
-    pipeline_around,
-    random_inputs,
-    random_transformer,
-    timed,
-    unique_bytes,
-)
+from benchmark import FEW_STEPS, attempt, timed, unique_bytes
+from benchmark_figures import Loop, machine, residual_bytes
+from benchmark_models import NUM_STEPS, PRESETS, benchmark_pipeline, random_inputs
 from demo_attention import fused_attention
 from hyvideo.commons.infer_state import MOST_KEPT, ReuseRule
 from hyvideo.pipelines.hunyuan_video_pipeline import (
@@ -59,13 +53,13 @@ class Step(NamedTuple):
 
 
 def kept_of_one_step(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, kind: str) -> torch.Tensor:
-    """What one computed step leaves of this kind."""
+    """What one computed step leaves of this kind, in CPU memory."""
     rule = ReuseRule(kind)
     cache, made = StepCache(pipe.transformer, rule), []
     last = FIRST_REUSED - 1
     pipe.denoise(
         replace(inputs, rule=rule), mask=MASK, start=last, stop=last + 1, cache=cache,
-        on_step=lambda *_: made.extend(cache.kept),
+        on_step=lambda *_: made.extend(kept.cpu() for kept in cache.kept),
     )  # fmt: skip
     return made[0]
 
@@ -74,7 +68,7 @@ def reused_step(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, rule: Re
     """A few reused steps with as much kept as the rule may keep."""
     clock = Stopwatch(pipe.execution_device)
     cache = StepCache(pipe.transformer, rule)
-    cache.kept = [kept.clone() for _ in range(rule.history)]
+    cache.kept = [kept.to(pipe.execution_device, copy=True) for _ in range(rule.history)]
     held = unique_bytes(cache.kept)
     pipe.denoise(
         replace(inputs, rule=rule), clock, mask=MASK, start=FIRST_REUSED, stop=LAST_REUSED, latents=inputs.noise,
@@ -88,37 +82,41 @@ def kept_of_residual(rule: ReuseRule) -> float:
     return rule.history * (CHANNELS / WIDTH if rule.reuse == "velocity" else 1)
 
 
-def run(preset: Preset, repeats: int) -> dict:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    pipe = pipeline_around(random_transformer(preset, device, dtype))
+def measured(name: str, repeats: int) -> Iterator[dict[str, Any]]:
+    """The figures after each repeat."""
+    preset = PRESETS[name]
+    pipe = benchmark_pipeline(preset)
     inputs = random_inputs(pipe, preset)
     kept = {kind: kept_of_one_step(pipe, inputs, kind) for kind in MOST_KEPT}
-    released, steps = [], {rule: [] for rule in RULES}
+    steps: dict[ReuseRule, list[Step]] = {rule: [] for rule in RULES}
+    released: list[Loop] | None = []
     for _ in range(repeats):
-        released.append(timed(pipe, inputs, "released", FEW_STEPS))
+        if released is not None:
+            loop = attempt(lambda: timed(pipe, inputs, "released", FEW_STEPS))
+            released = None if loop is None else [*released, loop]
         for rule in RULES:
             steps[rule].append(reused_step(pipe, inputs, rule, kept[rule.reuse]))
-    return {
-        "threads": torch.get_num_threads(),
-        "repeats": repeats,
-        "residual_bytes": unique_bytes([kept["residual"]]),
-        "full_step": statistics.median(loop.full_step for loop in released),
-        "released": statistics.median(loop.reused_step for loop in released),
-        "rows": [row_of(rule, steps[rule], released) for rule in RULES],
-    }
+        yield {
+            "preset": name,
+            **machine(pipe),
+            "repeats": len(steps[RULES[0]]),
+            "residual_bytes": residual_bytes(preset, pipe.target_dtype),
+            "full_step": statistics.median(loop.full_step for loop in released) if released else None,
+            "released": statistics.median(loop.reused_step for loop in released) if released else None,
+            "rows": [row_of(rule, steps[rule], released) for rule in RULES],
+        }
 
 
-def row_of(rule: ReuseRule, steps: list[Step], released: list[Loop]) -> dict:
+def row_of(rule: ReuseRule, steps: list[Step], released: list[Loop] | None) -> dict[str, Any]:
     """A rule's figures: medians over repeats, the ratio within each."""
-    ratios = [step.seconds / loop.reused_step for step, loop in zip(steps, released, strict=True)]
+    ratios = [step.seconds / loop.reused_step for step, loop in zip(steps, released or (), strict=False)]
     return {
         "rule": str(rule),
         "tensors": rule.history,
         "held_bytes": steps[0].held,
         "of_residual": kept_of_residual(rule),
         "reused_step": statistics.median(step.seconds for step in steps),
-        "of_released": statistics.median(ratios),
+        "of_released": statistics.median(ratios) if ratios else None,
     }
 
 
@@ -127,11 +125,14 @@ def table(result: dict) -> list[str]:
     lines = ["| rule | tensors kept | x residual, real model | reused step | x released kit's |"]
     lines.append("|---|---|---|---|---|")
     for row in result["rows"]:
+        of_released = "" if row["of_released"] is None else f"{row['of_released']:.2f}"
         lines.append(
             f"| {row['rule']} | {row['tensors']} | {row['of_residual']:.2g} | {row['reused_step'] * 1e3:.2f} ms "
-            f"| {row['of_released']:.2f} |"
+            f"| {of_released} |"
         )
-    return [*lines, f"| released kit |  |  | {result['released'] * 1e3:.2f} ms | 1 |"]
+    if result["released"] is not None:
+        lines.append(f"| released kit |  |  | {result['released'] * 1e3:.2f} ms | 1 |")
+    return lines
 
 
 def main() -> None:
@@ -141,13 +142,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="also write the figures as JSON")
     args = parser.parse_args()
     torch.manual_seed(0)
+    # As generate.py does: at 720p little room is left beside the released kit's cache.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     initialize_sequence_parallel()
     with nullcontext() if torch.cuda.is_available() else fused_attention():
-        result = run(PRESETS[args.preset], args.repeats)
-    if args.output:
-        args.output.write_text(json.dumps({"preset": args.preset} | result, indent=1) + "\n")
+        for result in measured(args.preset, args.repeats):
+            if args.output:
+                args.output.write_text(json.dumps(result, indent=1) + "\n")
     print(*table(result), sep="\n")
-    slow = [row["rule"] for row in result["rows"] if row["of_released"] > MOST_OF_RELEASED]
+    slow = [row["rule"] for row in result["rows"] if (row["of_released"] or 0) > MOST_OF_RELEASED]
     print(f"more than {MOST_OF_RELEASED} x the released kit's: {', '.join(slow) or 'none'}")
 
 

@@ -50,6 +50,7 @@ RULES = {
     "velocity_damped": ("velocity", "damped-sigma"),
     "output_damped": ("output", "damped-sigma"),
     "residual_damped": ("residual", "damped-sigma"),
+    "velocity_taylor": ("velocity", "taylor-step"),
 }
 # Held velocities of videos that are not square, to plan for all formats together.
 FORMATS = {"wide": "16:9", "tall": "9:16"}

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmark import NUM_STEPS
 from benchmark_rules import table as rules_table
 from measure_quality import budget_table, full_table, merged, rows_of
 from plan_demo_masks import BUDGETS, GRAPHS
@@ -71,28 +70,22 @@ def planners(table: Callable) -> Iterable[str]:
 
 def benchmark() -> Iterator[str]:
     """What scripts/benchmark.py measured: steps and loops of the kit, and the released kit beside it."""
-    columns = (
-        "blocks, tokens, cache",
-        "B",
-        "full step",
-        "reused step",
-        "of a full one",
-        "loop",
-        "of N/B",
-        "computed steps",
-    )
-    yield f"| {' | '.join((*columns, 'held, x residual', 'held after'))} |"
-    yield "|---" * 10 + "|"
+    columns = ("blocks, tokens, cache", "B", "full step", "reused step", "of a full one", "loop", "of N/B")
+    memory = ("held, x residual", "held after", "peak above uncached")
+    yield f"| {' | '.join((*columns, 'computed steps', *memory))} |"
+    yield "|---" * 11 + "|"
     for name in ("tiny", "cpu"):
         result = json.loads((MEASUREMENTS / f"benchmark_{name}.json").read_text())
         for row in result["rows"][1:]:
-            held = [result["held"][row["way"]][when] / result["residual_bytes"] for when in ("during", "after")]
-            reused = (NUM_STEPS - row["budget"]) * row["reused_step"] / row["loop"]
+            memory, uncached = result["memory"][row["way"]], result["memory"]["uncached"]["peak"]
+            held, after, peak = (
+                size / result["residual_bytes"] for size in (memory["held"], memory["after"], memory["peak"] - uncached)
+            )
             yield (
                 f"| {result['preset']['blocks']}, {result['image_tokens']}, {row['way']} | {row['budget']} "
                 f"| {row['full_step'] * 1e3:.1f} ms | {row['reused_step'] * 1e3:.2f} ms | {row['of_full']:.2%} "
-                f"| {row['speedup']:.2f}x | {row['of_ideal']:.1%} | {1 - reused:.1%} "
-                f"| {held[0]:.1f} | {held[1]:.1f} |"
+                f"| {row['speedup']:.2f}x | {row['of_ideal']:.1%} | {row['share']:.1%} "
+                f"| {held:.1f} | {after:.1f} | {peak:.1f} |"
             )
 
 

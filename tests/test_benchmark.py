@@ -6,7 +6,11 @@ from dataclasses import replace
 
 import benchmark
 import pytest
-from benchmark import PRESETS, UNCACHED, Held, Job, Loop, figures_of, jobs_of_repeat, main, missed_targets
+import torch
+from benchmark import jobs_of_repeat, main
+from benchmark_figures import UNCACHED, Job, Loop, Memory, figures_of, missed_targets
+from benchmark_models import PRESETS
+from peak_memory import PeakMemory
 
 
 def repeat(slowness: float, kit_reused: float = 1.0) -> dict:
@@ -31,20 +35,35 @@ def test_ratios_are_those_of_one_repeat_however_the_machine_drifts():
 
 
 def test_missed_targets_are_named():
-    def missed(kit_reused, held, beside=1.0):
+    good = Memory(held=100, after=0, peak=1200)
+
+    def missed(kit_reused, memory, beside=1.0):
         rows = [{"way": "kit", "budget": 10} | figures_of(Job("kit", 10), [repeat(1, kit_reused)])]
-        result = {"rows": rows, "held": {"kit": vars(held)}, "residual_bytes": 100}
-        result["beside_reused"] = {"median": beside}
+        result = {"rows": rows, "residual_bytes": 100, "beside_reused": {"median": beside}}
+        result["memory"] = {"kit": vars(memory), "uncached": vars(Memory(0, 0, 1000))}
         return missed_targets(PRESETS["cpu"], result)
 
-    assert missed(1.0, Held(100, 0)) == []
-    assert missed(3.0, Held(150, 4)) == [
+    assert missed(1.0, good) == []
+    assert missed(3.0, Memory(150, 4, 1201)) == [
         "B=10: reused step 0.38x the released kit's",
         "B=10: reused step 0.30% of a full step",
         "1.50x the residual held, 4 bytes after",
+        "peak 2.01x the residual above that of an uncached run",
     ]
-    assert any("of N/B" in line for line in missed(30.0, Held(100, 0)))
-    assert missed(1.0, Held(100, 0), beside=1.1) == ["B=10: loop speed-up 90.5% of N/B"]
+    assert any("of N/B" in line for line in missed(30.0, good))
+    assert missed(1.0, good, beside=1.1) == ["B=10: loop speed-up 90.5% of N/B"]
+
+
+def test_the_peak_is_of_what_was_made_inside_and_alive_at_once():
+    weight = torch.zeros(1000)
+    with PeakMemory() as memory:
+        first = weight.view(10, 100) + 1
+        part = first[:1]
+        del first
+        assert memory.alive == memory.peak == 4000
+        del part
+        torch.zeros(500).add_(weight[:500])
+        assert (memory.alive, memory.peak) == (0, 4000)
 
 
 def test_the_released_kit_may_run_at_the_smallest_budget_only():
@@ -62,10 +81,13 @@ def test_a_repeat_of_the_tiny_preset(monkeypatch, tmp_path, capsys):
     main()
     result = json.loads(output.read_text())
     assert [row["way"] for row in result["rows"]] == ["uncached", "kit", "released"]
-    assert result["held"]["kit"] == {"during": result["residual_bytes"], "after": 0}
-    assert result["held"]["released"]["during"] > 4 * result["residual_bytes"]
+    uncached, kit, released = (result["memory"][way] for way in ("uncached", "kit", "released"))
+    assert (uncached["held"], kit["held"], kit["after"]) == (0, result["residual_bytes"], 0)
+    assert kit["peak"] - uncached["peak"] == result["residual_bytes"]
+    assert released["held"] > 4 * result["residual_bytes"]
+    assert released["peak"] > kit["peak"]
     assert "fused kernel" in result["attention"]
-    assert len(result["beside_reused"]["ratios"]) == 22
+    assert len(result["beside_reused"]["ratios"]) == 44
     assert "target" in capsys.readouterr().out
 
 
@@ -77,12 +99,42 @@ def test_loops_that_would_take_too_long_are_predicted_from_single_steps(monkeypa
         sys, "argv", ["benchmark.py", "tiny", "--repeats", "1", "--other-seconds", "34", "--output", str(output)]
     )
     main()
-    (repeat,) = json.loads(output.read_text())["repeats"]
+    result = json.loads(output.read_text())
+    (repeat,) = result["repeats"]
     loops = {(row["way"], row["budget"]): row for row in repeat}
     assert set(loops) == {("uncached", 50)} | {(way, b) for way in ("kit", "released") for b in (25, 20, 15, 10)}
-    for (way, budget), row in loops.items():
-        few = loops[("kit", 25) if way == "uncached" else (way, 25)]
-        assert way != "uncached" or (row["reused_step"], row["peak_bytes"]) == (None, None)
-        assert row["loop"] == pytest.approx(budget * few["full_step"] + (50 - budget) * few["reused_step"])
+    for (_, budget), row in loops.items():
+        assert row["loop"] == pytest.approx(budget * row["full_step"] + (50 - budget) * (row["reused_step"] or 0))
+    full = loops["uncached", 50]["full_step"]
+    seconds = 34 + 25 * full + 25 * loops["kit", 25]["reused_step"]
+    (run,) = (run for run in result["whole_runs"] if (run["way"], run["budget"]) == ("kit", 25))
+    assert run["seconds"] == pytest.approx(seconds)
+    assert run["speedup"] == pytest.approx((34 + 50 * full) / seconds)
     printed = capsys.readouterr().out
-    assert "predicted from single steps" in printed and "34 s beside denoising" in printed
+    assert "predicted from single steps" in printed and "whole run  25  kit" in printed
+
+
+def test_where_the_released_kits_cache_does_not_fit_the_kit_is_measured_alone(monkeypatch, tmp_path, capsys):
+    """Once too large when memory is counted, once only later, in the first repeat."""
+
+    def too_large(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    def measured():
+        output = tmp_path / "alone.json"
+        arguments = ["tiny", "--repeats", "2", "--budgets", "10", "--output", str(output)]
+        monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
+        main()
+        return json.loads(output.read_text())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark, "memory_of_released", too_large)
+        first = measured()
+    timed = benchmark.timed
+    monkeypatch.setattr(benchmark, "timed", lambda *a: too_large() if a[2] == "released" else timed(*a))
+    later = measured()
+    for result, repeats in ((first, 2), (later, 1)):
+        assert [row["way"] for row in result["rows"]] == ["uncached", "kit"]
+        assert len(result["repeats"]) == repeats
+        assert "released" not in result["memory"]
+    assert capsys.readouterr().out.count("does not fit") == 2
