@@ -1,13 +1,14 @@
 """Reused steps: no block runs, the stack's output is embedding + residual, the mask is obeyed, nothing is left over."""
 
 import copy
+import dataclasses
 from contextlib import contextmanager
 from typing import ClassVar
 
 import pytest
 import torch
 from diffusers.hooks import HookRegistry
-from hyvideo.commons.infer_state import InferState, step_mask
+from hyvideo.commons.infer_state import InferState, ReuseRule, step_mask
 from hyvideo.pipelines.hunyuan_video_pipeline import REUSED_KINDS, StepCache
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -237,8 +238,18 @@ class CopiesFromCpu(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        self.count += func is torch.ops.aten._to_copy.default and args[0].device.type == "cpu" != result.device.type
+        copied = {torch.ops.aten._to_copy.default: 0, torch.ops.aten.copy_.default: 1}.get(func)
+        if copied is not None:
+            self.count += args[copied].device.type == "cpu" != result.device.type
         return result
+
+
+def test_copies_to_another_device_are_seen():
+    with CopiesFromCpu() as copies:
+        torch.ones(2).to("meta")
+        torch.empty(2, device="meta").copy_(torch.ones(2))
+        torch.ones(2).clone()
+    assert copies.count == 2
 
 
 @pytest.mark.parametrize("version", ["480p_t2v", "480p_i2v_step_distilled"])
@@ -253,6 +264,29 @@ def test_a_reused_step_copies_nothing_to_the_device(load_pipeline, version, kind
     with CopiesFromCpu() as copies:
         velocity = REUSED_KINDS[kind].velocity(net, inputs, carried)
     assert velocity.shape == (2, 32, 2, 4, 4)
+    assert copies.count == 0
+
+
+@pytest.mark.parametrize("kind", list(REUSED_KINDS))
+def test_the_loops_reused_steps_copy_nothing_to_the_device(load_pipeline, monkeypatch, kind):
+    """Inputs, guidance and sampler included: steps 2 and 3 of a run on the meta device."""
+    pipe = load_pipeline("480p_t2v")
+    inputs = prepared(pipe, **{k: v for k, v in REQUEST.items() if k not in ("enable_sr", "output_type")})
+    inputs = dataclasses.replace(inputs, rule=ReuseRule(kind, "damped-sigma"))
+    plan = pipe._reuse_plan(MASK, inputs)
+    scheduler = copy.copy(inputs.scheduler)
+    scheduler._step_index = 2
+    away = dict(scheduler=scheduler, **{n: getattr(inputs, n).to("meta") for n in ("noise", "condition", "timesteps")})
+    net = copy.deepcopy(pipe.transformer).to("meta")
+    tokens = inputs.noise[0, 0].numel()
+    shape = inputs.condition[:, :32].shape if kind == "velocity" else (len(inputs.condition), tokens, net.hidden_size)
+    cache = StepCache(net, inputs.rule)
+    cache.kept = [torch.ones(shape, device="meta") for _ in range(2)]
+    # Both are done once, before the first step: the plan reads all timesteps, and the sampler finds its place.
+    monkeypatch.setattr(pipe, "_reuse_plan", lambda *_: plan)
+    with CopiesFromCpu() as copies:
+        latents = pipe.denoise(dataclasses.replace(inputs, **away), mask=MASK, start=2, stop=4, cache=cache)
+    assert (latents.shape, latents.device.type) == (inputs.noise.shape, "meta")
     assert copies.count == 0
 
 
