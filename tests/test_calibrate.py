@@ -15,7 +15,7 @@ from conftest import REPOSITORY, TREE, clean_environment
 from hyvideo.commons.infer_state import ReuseRule, initialize_infer_state
 from hyvideo.pipelines.hunyuan_video_pipeline import StepCache
 
-from lemica import calibrate, replay
+from lemica import calibrate, replay, samples
 from lemica.__main__ import build_parser
 from lemica.__main__ import main as lemica
 from lemica.checkpoints import Checkpoints, Unit, units_of_rank
@@ -295,7 +295,7 @@ def run(checkpoint, prompts, monkeypatch, load_pipeline):
     """Runs the command in this process, on a model that is loaded once, and counts the forwards."""
     pipe = load_pipeline("480p_t2v_distilled")
     pipe.set_progress_bar_config(disable=True)
-    monkeypatch.setattr(calibrate, "_load_pipeline", lambda *_: pipe)
+    monkeypatch.setattr(samples.Samples, "load_pipeline", lambda _: pipe)
 
     def run(output: Path, *more: str) -> int:
         args = build_parser().parse_args(command(checkpoint, prompts, output, *more))
