@@ -55,6 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; what is wrong with its arguments or files ends the program with exit status 2."""
     args = build_parser().parse_args(arguments)
+    if hasattr(sys.stdout, "reconfigure"):
+        # Strips are not ASCII: a locale that knows no more must not end a command that has done its work.
+        sys.stdout.reconfigure(encoding="utf-8")
     try:
         args.run(args)
         sys.stdout.flush()

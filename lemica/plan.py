@@ -74,6 +74,8 @@ def run(args: argparse.Namespace) -> None:
 def _check(args: argparse.Namespace) -> None:
     if args.output and len(set(args.budget)) > 1 and _PLACEHOLDER not in args.output:
         raise ValueError(f"-o {args.output} would be written {len(set(args.budget))} times: put {_PLACEHOLDER} into it")
+    if args.output == "":
+        raise ValueError("-o is empty: name a file, or leave -o out to only print the mask")
     if args.output and (Path(args.output).is_dir() or args.output.endswith("/")):
         raise ValueError(f"-o {args.output} is a folder: name a file in it")
     if args.history and args.forecast != FITTED:

@@ -23,7 +23,8 @@ def draw_graph(graph: ErrorGraph, masks: Mapping[str, Mask], path: str | os.Path
     size = max(7.0, 0.16 * graph.num_steps + 3), max(3.5, 0.3 * graph.max_gap + 1.8)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
-    figure.colorbar(_heat_map(axes, graph), ax=axes, label="mean absolute error of the result")
+    label = f"mean absolute error of the result, {graph.reuse} + {graph.forecast}"
+    figure.colorbar(_heat_map(axes, graph), ax=axes, label=label)
     for name, mask in masks.items():
         draw_path(axes, name, mask, graph)
     axes.set(xlabel="start step", ylabel="gap", title=f"{graph.model}, {graph.num_steps} steps")

@@ -33,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print every file, and draw; raises ValueError for a file that is neither mask nor graph, or does not fit."""
+    if args.plot and (args.plot.is_dir() or not args.plot.suffix):
+        raise ValueError(f"--plot {args.plot} is no picture: name a file that ends in .png, .svg or .pdf")
     shown = {path: read_graph(path) if _is_graph(path) else read_mask(path) for path in args.files}
     masks = {str(path): item for path, item in shown.items() if isinstance(item, Mask)}
     graphs = [item for item in shown.values() if isinstance(item, ErrorGraph)]

@@ -155,9 +155,16 @@ def test_plan_writes_several_budgets(graph, tmp_path, capsys):
 
 
 def test_plan_averages_several_graphs(graph, tmp_path):
-    write_graph(graph_with(lambda i, j: 1e6 * float(i < 6)), tmp_path / "other.json")
-    main(["plan", str(graph), str(tmp_path / "other.json"), "--budget", "9", "-o", str(tmp_path / "mask.json")])
-    assert read_mask(tmp_path / "mask.json").computed_steps[:7] == tuple(range(7))
+    def late_is_dear(i: int, j: int) -> float:
+        return float((j - i) * (1 + i) ** 1.3)
+
+    write_graph(graph_with(late_is_dear), tmp_path / "other.json")
+    main(["plan", str(graph), str(tmp_path / "other.json"), "--budget", "6", "-o", str(tmp_path / "mask.json")])
+    mean = graph_with(lambda i, j: (early_is_dear(i, j) + late_is_dear(i, j)) / 2)
+    alone = [lexicographic_minimax_path(graph_with(weight), 6) for weight in (early_is_dear, late_is_dear)]
+    best = lexicographic_minimax_path(mean, 6)
+    assert best not in alone
+    assert read_mask(tmp_path / "mask.json").computed_steps == tuple(best)
 
 
 def test_plan_without_a_name_only_prints(graph, tmp_path, capsys):
@@ -281,6 +288,8 @@ def test_refusals_are_one_line_that_says_what_to_type(graph, tmp_path, capsys):
     assert "is not JSON: write one with python -m lemica plan" in refused(capsys, "show", no)
     assert "give a graph of 12 steps" in refused(capsys, "show", mask, "--graph", nine)
     assert "got 0: say which with --graph GRAPH" in refused(capsys, "show", mask, "--plot", tmp_path / "p.png")
+    assert "is no picture: name a file that ends in .png" in refused(capsys, "show", graph, "--plot", tmp_path)
+    assert "-o is empty: name a file" in refused(capsys, "plan", graph, "--budget", "5", "-o", "")
     assert "invalid choice: 'compute'" in refused(capsys, "compute")
     assert not (tmp_path / "m.json").exists()
 
@@ -314,7 +323,7 @@ BLOCKING = "import sys; sys.modules.update(dict.fromkeys(['torch', 'hyvideo', 'd
 
 def test_plan_and_show_need_numpy_alone(graph, tmp_path):
     line = BLOCKING + "from lemica.__main__ import main; main(sys.argv[1:])"
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": "utf-8"}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": "ascii"}
 
     def lemica(*arguments):
         return subprocess.run(
