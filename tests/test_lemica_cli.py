@@ -154,13 +154,13 @@ def test_plan_writes_several_budgets(graph, tmp_path, capsys):
     assert heads == [str(tmp_path / f"b{budget}.json") for budget in (6, 5, 8)]
 
 
-def test_plan_averages_several_graphs(graph, tmp_path):
+def test_plan_averages_several_graphs_by_their_samples(graph, tmp_path):
     def late_is_dear(i: int, j: int) -> float:
-        return float((j - i) * (1 + i) ** 1.3)
+        return (j - i - 1.0) * (1 + i) ** 2.5
 
     write_graph(graph_with(late_is_dear), tmp_path / "other.json")
     main(["plan", str(graph), str(tmp_path / "other.json"), "--budget", "6", "-o", str(tmp_path / "mask.json")])
-    mean = graph_with(lambda i, j: (early_is_dear(i, j) + late_is_dear(i, j)) / 2)
+    mean = graph_with(lambda i, j: (3 * early_is_dear(i, j) + late_is_dear(i, j)) / 4)
     alone = [lexicographic_minimax_path(graph_with(weight), 6) for weight in (early_is_dear, late_is_dear)]
     best = lexicographic_minimax_path(mean, 6)
     assert best not in alone
