@@ -34,6 +34,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -239,10 +240,10 @@ def run(args: argparse.Namespace) -> None:
         for number in range(args.repeats):
             print(f"repeat {number + 1} of {args.repeats}", flush=True)
             jobs = [job for job in jobs if job.way in memory]
-            ordered = jobs[::-1] if number % 2 else jobs
-            repeat = attempt(lambda ordered=ordered: one_repeat(pipe, inputs, ordered))
+            action = partial(one_repeat, pipe, inputs, jobs[::-1] if number % 2 else jobs)
+            repeat = attempt(action) if "released" in memory else action()
             if repeat is None:
-                memory.pop("released", None)
+                del memory["released"]
                 continue
             repeats.append({job: repeat[job] for job in jobs})
             if args.output:
