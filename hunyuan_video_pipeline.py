@@ -177,7 +177,8 @@ def _from_residual(net: HunyuanVideo_1_5_DiffusionTransformer, inputs: dict[str,
     tokens = net.img_in(inputs["hidden_states"])
     parallel = get_parallel_state()
     shard = _split(tokens, dim=1)[parallel.sp_rank] if parallel.sp_enabled else tokens
-    return _from_output(net, inputs, shard + carried)
+    # In this order the sum is laid out as what was carried, token by token: the final layer's norm need not copy it.
+    return _from_output(net, inputs, carried + shard)
 
 
 def _from_output(net: HunyuanVideo_1_5_DiffusionTransformer, inputs: dict[str, Any], carried: torch.Tensor):

@@ -16,7 +16,8 @@ def import_angelslim_caches() -> types.ModuleType:
     """The module `angelslim.compressor.diffusion` with its cache helpers; raises PackageNotFoundError if missing."""
     try:
         return importlib.import_module(PACKAGES[-1])
-    except ImportError:
+    except Exception:
+        # Whatever the rest of angelslim is missing or trips over: the caches do not need it.
         root = importlib.metadata.distribution("angelslim")
     for name in PACKAGES:
         package = sys.modules[name] = types.ModuleType(name)

@@ -13,8 +13,8 @@ uncached ones; and how long they take beside uncached ones of the same loop. An 
 it has finished.
 
 A full step of the GPU presets takes up to a minute: there a repeat runs an uncached step, and a computed and three
-reused ones with each cache, and the loops are predicted, B full steps and N - B reused ones. On one H100 an interrupted
-or terminated run of the 720p preset has about three repeats after ten minutes.
+reused ones with each cache, and the loops are predicted, B full steps and N - B reused ones. At some 45 s a step, which
+is an estimate, ten minutes of one H100 are enough for --repeats 2 of the 720p preset.
 
 TeaCacheHelper is what the released LeMiCa kit installs (pip install --no-deps angelslim==0.2.2); in the cpu preset it
 runs at the smallest budget only, where its reused steps weigh most, and the other budgets are compared with its reused
@@ -55,8 +55,10 @@ from peak_memory import peak_memory
 
 # Both caches fill up, are used, filled anew and used again: as much as they ever hold.
 WARM_UP = (True, True, False, True, False, True)
-# What is run where whole loops would take too long.
+# What is run where whole loops would take too long; and the fewest steps in which the released kit's cache, too, fills
+# while it is full.
 FEW_STEPS = (True, False, False, False)
+REFILLED = (True, False, True, False)
 # After a reused step, among computed ones, before a reused one, reused: computed steps of all kinds side by side.
 ALL_KINDS = (True, True, True, False) * (NUM_STEPS // 4)
 
@@ -127,22 +129,23 @@ def memory_of_released(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, m
 
 
 def memory_by_way(
-    pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, mask: StepMask, uncached: StepMask
+    pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, masks: dict[str, StepMask]
 ) -> dict[str, Memory]:
     """What every way needs, "released" missing where the device has too little for it. It warms the machine up, too."""
-    memory = {
-        "uncached": memory_of_kit(pipe, inputs, uncached),
-        "kit": memory_of_kit(pipe, inputs, mask),
-        "released": attempt(lambda: memory_of_released(pipe, inputs, mask)),
-    }
-    return {way: each for way, each in memory.items() if each is not None}
+    memory = {way: memory_of_kit(pipe, inputs, masks[way]) for way in ("uncached", "kit")}
+    if released := attempt(lambda: memory_of_released(pipe, inputs, masks["released"])):
+        memory["released"] = released
+    return memory
 
 
 def attempt(action: Callable[[], T]) -> T | None:
     """What `action` returns; None where the device's memory is too small, and then all that it held is free again."""
     try:
         return action()
-    except torch.cuda.OutOfMemoryError:
+    except (torch.cuda.OutOfMemoryError, RuntimeError) as error:
+        # Libraries that allocate past PyTorch's allocator say it in words of their own.
+        if not any(words in str(error) for words in ("out of memory", "ALLOC_FAILED")):
+            raise
         print("the released kit's cache does not fit into the device's memory: on without it")
     # Not in the handler: there the error still holds the tensors of every frame that it came through.
     gc.collect()
@@ -154,6 +157,7 @@ def timed(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, way: str, mask
     """One loop. Nothing but the clock runs beside it: memory was counted in the warm-up."""
     clock = Stopwatch(pipe.execution_device)
     released = way == "released"
+    retries = allocator_retries(pipe.execution_device)
     # The helper decides by itself what to skip: for the kit every one of its steps is a computed one.
     with teacache(pipe, mask) if released else nullcontext(), clock.stage("loop"):
         pipe.denoise(inputs, clock, mask=whole(() if released else mask), stop=len(mask))
@@ -166,7 +170,12 @@ def timed(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, way: str, mask
         computed=sum(computed),
         reused_step=statistics.median(reused) if reused else None,
         loop=clock.stages["loop"],
+        retries=allocator_retries(pipe.execution_device) - retries,
     )
+
+
+def allocator_retries(device: torch.device) -> int:
+    return torch.cuda.memory_stats()["num_alloc_retries"] if device.type == "cuda" else 0
 
 
 def predicted(few: Loop, budget: int) -> Loop:
@@ -221,16 +230,21 @@ def predict_repeat(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, jobs:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, write the figures after every repeat, and print them."""
+    # Before anything takes time: it is missing if angelslim is not installed.
+    import_angelslim_caches()
     preset = PRESETS[args.preset]
     pipe = benchmark_pipeline(preset)
     inputs = random_inputs(pipe, preset)
     jobs = jobs_of_repeat(args.budgets, preset.released_once)
     repeats: list[Repeat] = []
     if preset.whole_loops:
-        one_repeat, warm_up = run_repeat, (WARM_UP, (True,) * len(WARM_UP))
+        one_repeat = run_repeat
+        warm_up = dict(uncached=(True,) * len(WARM_UP), kit=WARM_UP, released=WARM_UP)
     else:
-        one_repeat, warm_up = predict_repeat, (FEW_STEPS, FEW_STEPS[:1])
-    memory = memory_by_way(pipe, inputs, *warm_up)
+        one_repeat = predict_repeat
+        warm_up = dict(uncached=(True,), kit=FEW_STEPS, released=REFILLED)
+    memory = memory_by_way(pipe, inputs, warm_up)
+    print(*(f"memory, {way}: {each}" for way, each in memory.items()), sep="\n", flush=True)
     beside = beside_reused(pipe, inputs) if preset.whole_loops else []
 
     def figures() -> dict:

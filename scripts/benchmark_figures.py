@@ -36,12 +36,16 @@ UNCACHED = Job("uncached", NUM_STEPS)
 
 @dataclass(frozen=True)
 class Loop:
-    """What one loop took, in seconds: a step of each kind as medians, and all computed steps together."""
+    """What one loop took, in seconds: a step of each kind as medians, and all computed steps together.
+
+    retries: how often CUDA's allocator had to give memory back first, which takes time that is not the cache's.
+    """
 
     full_step: float
     computed: float
     reused_step: float | None
     loop: float
+    retries: int = 0
 
 
 Repeat = dict[Job, Loop]
@@ -90,7 +94,7 @@ def summary(
         residual_bytes=residual_bytes(preset, pipe.target_dtype),
         memory={way: asdict(each) for way, each in memory.items()},
         beside_reused=beside_figures(beside),
-        rows=[asdict(job) | figures_of(job, repeats) for job in repeats[0]],
+        rows=[asdict(job) | figures_of(job, repeats) for job in repeats[-1]],
         repeats=[[asdict(job) | asdict(loop) for job, loop in repeat.items()] for repeat in repeats],
     )
     if other_seconds is not None:
@@ -123,7 +127,8 @@ def figures_of(job: Job, repeats: list[Repeat]) -> dict[str, float]:
         of_ideal=speedup * job.budget / NUM_STEPS,
         share=median(lambda repeat: repeat[job].computed / repeat[job].loop),
     )
-    released = [other for other in repeats[0] if other.way == "released"]
+    # The last repeat has no job that another lacks: what does not fit into memory is left out from then on.
+    released = [other for other in repeats[-1] if other.way == "released"]
     if job.way == "kit" and released:
         same = next((other for other in released if other.budget == job.budget), released[0])
         figures["of_released"] = median(lambda repeat: repeat[job].reused_step / repeat[same].reused_step)
@@ -173,7 +178,7 @@ def print_table(preset: Preset, result: dict[str, Any]) -> None:
         f"{result['machine']}, {result['threads']} threads, torch {result['torch']}, {result['dtype']}, "
         f"attention: {result['attention']}"
     )
-    loops = "" if preset.whole_loops else ", loops predicted from single steps"
+    loops = "" if preset.whole_loops else "; loops, N/B and computed share predicted from single steps"
     print(
         f"{result['image_tokens']} tokens, weights {result['weight_bytes'] / GIB:.1f} GiB, "
         f"residual {residual / MIB:.1f} MiB, {len(result['repeats'])} repeats{loops}"
@@ -213,3 +218,5 @@ def printed_steps(name: str, loop: Loop) -> Iterator[str]:
     """A loop in a line, while the benchmark runs."""
     reused = "" if loop.reused_step is None else f", reused step {loop.reused_step * 1e3:.3f} ms"
     yield f"  {name}: {loop.loop:.2f} s, full step {loop.full_step * 1e3:.1f} ms{reused}"
+    if loop.retries:
+        yield f"  memory was short: the allocator tried again {loop.retries} times, so these seconds are too many"

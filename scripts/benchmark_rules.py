@@ -12,6 +12,7 @@ after every repeat; where the released kit's cache does not fit into the device'
 import argparse
 import json
 import os
+import signal
 import statistics
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -145,10 +146,18 @@ def main() -> None:
     # As generate.py does: at 720p little room is left beside the released kit's cache.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     initialize_sequence_parallel()
-    with nullcontext() if torch.cuda.is_available() else fused_attention():
-        for result in measured(args.preset, args.repeats):
-            if args.output:
-                args.output.write_text(json.dumps(result, indent=1) + "\n")
+    # What a time limit sends: it ends as with Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    result = None
+    try:
+        with nullcontext() if torch.cuda.is_available() else fused_attention():
+            for result in measured(args.preset, args.repeats):
+                if args.output:
+                    args.output.write_text(json.dumps(result, indent=1) + "\n")
+    except KeyboardInterrupt:
+        if result is None:
+            raise
+        print(f"interrupted after {result['repeats']} repeats")
     print(*table(result), sep="\n")
     slow = [row["rule"] for row in result["rows"] if (row["of_released"] or 0) > MOST_OF_RELEASED]
     print(f"more than {MOST_OF_RELEASED} x the released kit's: {', '.join(slow) or 'none'}")

@@ -115,14 +115,20 @@ def test_loops_that_would_take_too_long_are_predicted_from_single_steps(monkeypa
 
 
 def test_where_the_released_kits_cache_does_not_fit_the_kit_is_measured_alone(monkeypatch, tmp_path, capsys):
-    """Once too large when memory is counted, once only later, in the first repeat."""
+    """Too large when memory is counted; in the first repeat; in the second one, by the words of a library."""
 
     def too_large(*_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
+    def second_time_too_large(*arguments):
+        timed_before.append(arguments[2])
+        if arguments[2] == "released" and timed_before.count("released") == 2:
+            raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")
+        return timed(*arguments)
+
     def measured():
         output = tmp_path / "alone.json"
-        arguments = ["tiny", "--repeats", "2", "--budgets", "10", "--output", str(output)]
+        arguments = ["tiny", "--repeats", "3", "--budgets", "10", "--output", str(output)]
         monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
         main()
         return json.loads(output.read_text())
@@ -130,11 +136,22 @@ def test_where_the_released_kits_cache_does_not_fit_the_kit_is_measured_alone(mo
     with monkeypatch.context() as patch:
         patch.setattr(benchmark, "memory_of_released", too_large)
         first = measured()
-    timed = benchmark.timed
-    monkeypatch.setattr(benchmark, "timed", lambda *a: too_large() if a[2] == "released" else timed(*a))
-    later = measured()
-    for result, repeats in ((first, 2), (later, 1)):
+    timed, timed_before = benchmark.timed, []
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark, "timed", lambda *a: too_large() if a[2] == "released" else timed(*a))
+        later = measured()
+    monkeypatch.setattr(benchmark, "timed", second_time_too_large)
+    last = measured()
+    for result, repeats in ((first, 3), (later, 2), (last, 2)):
         assert [row["way"] for row in result["rows"]] == ["uncached", "kit"]
         assert len(result["repeats"]) == repeats
         assert "released" not in result["memory"]
-    assert capsys.readouterr().out.count("does not fit") == 2
+    assert capsys.readouterr().out.count("does not fit") == 3
+
+
+def test_other_errors_are_not_taken_for_short_memory(monkeypatch):
+    def broken():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        benchmark.attempt(broken)

@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from benchmark_offload import copied_bytes, main
+from benchmark_offload import MASK, copied_bytes, incomplete_steps, main
 
 
 def test_copies_count_by_direction_and_nothing_else_does():
@@ -17,6 +17,12 @@ def test_copies_count_by_direction_and_nothing_else_does():
     ]
     assert copied_bytes({"traceEvents": trace}) == {"HtoD": 340, "DtoH": 5}
     assert copied_bytes({"traceEvents": []}) == {"HtoD": 0, "DtoH": 0}
+
+
+def test_a_trace_that_lost_copies_is_noticed():
+    steps = [{"HtoD": 1000 if computed else 0} for computed in MASK]
+    assert incomplete_steps(steps, 1000) == []
+    assert incomplete_steps(steps, 1001) == [number for number, computed in enumerate(MASK) if computed]
 
 
 def test_without_a_gpu_it_says_where_the_count_is_made(monkeypatch, capsys):
