@@ -133,6 +133,7 @@ def test_where_the_released_kits_cache_does_not_fit_the_kit_is_measured_alone(mo
         main()
         return json.loads(output.read_text())
 
+    monkeypatch.setitem(benchmark.PRESETS, "tiny", replace(PRESETS["tiny"], whole_loops=False))
     with monkeypatch.context() as patch:
         patch.setattr(benchmark, "memory_of_released", too_large)
         first = measured()
