@@ -61,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=FORECASTS,
         default=ReuseRule.forecast,
         metavar="NAME",
-        help=f"how it is carried to them: {', '.join(FORECASTS)} (default: hold); for fitted forecasts calibrate --reuse "
-        "velocity and then plan --forecast fitted",
+        help=f"how it is carried to them: {', '.join(FORECASTS)} (default: hold); for fitted forecasts calibrate "
+        "--reuse velocity and then plan --forecast fitted",
     )
     group.add_argument("--output", type=Path, required=True, metavar="GRAPH", help="graph file to write")
     add_model_arguments(parser)
