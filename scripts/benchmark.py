@@ -28,6 +28,7 @@ output says which one ran.
 import argparse
 import gc
 import json
+import math
 import os
 import signal
 import statistics
@@ -283,6 +284,14 @@ def main() -> None:
     args = parser.parse_args()
     if args.repeats < 1 or not all(1 < budget < NUM_STEPS for budget in args.budgets):
         parser.error(f"--repeats must be at least 1 and --budgets from 2 to {NUM_STEPS - 1}")
+    if len(set(args.budgets)) < len(args.budgets):
+        parser.error("--budgets must differ from each other")
+    if args.threads is not None and args.threads < 1:
+        parser.error("--threads must be at least 1")
+    if args.other_seconds is not None and not 0 <= args.other_seconds < math.inf:
+        parser.error("--other-seconds must be a number from 0 on")
+    if args.output and not args.output.parent.is_dir():
+        parser.error(f"--output: there is no folder {args.output.parent}")
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)

@@ -93,6 +93,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, help="also write the figures as JSON")
     args = parser.parse_args()
+    if args.output and not args.output.parent.is_dir():
+        parser.error(f"--output: there is no folder {args.output.parent}")
     if not torch.cuda.is_available():
         parser.error("no GPU: on a CPU, tests/test_group_offload.py counts what would be moved")
     if args.stream and args.blocks_per_group != 1:

@@ -142,6 +142,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="(default: 5)")
     parser.add_argument("--output", type=Path, help="also write the figures as JSON")
     args = parser.parse_args()
+    if args.repeats < 1:
+        parser.error("--repeats must be at least 1")
+    if args.output and not args.output.parent.is_dir():
+        parser.error(f"--output: there is no folder {args.output.parent}")
     torch.manual_seed(0)
     # As generate.py does: at 720p little room is left beside the released kit's cache.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")

@@ -150,6 +150,26 @@ def test_where_the_released_kits_cache_does_not_fit_the_kit_is_measured_alone(mo
     assert capsys.readouterr().out.count("does not fit") == 3
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--repeats", "0"),
+        ("--budgets", "10", "10"),
+        ("--budgets", "50"),
+        ("--threads", "0"),
+        ("--other-seconds", "nan"),
+        ("--output", "nowhere/tiny.json"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_runs(monkeypatch, capsys, arguments):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "tiny", *arguments])
+    monkeypatch.setattr(benchmark, "run", lambda _: pytest.fail("ran"))
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
 def test_other_errors_are_not_taken_for_short_memory(monkeypatch):
     def broken():
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
