@@ -143,8 +143,8 @@ def attempt(action: Callable[[], T]) -> T | None:
     """What `action` returns; None where the device's memory is too small, and then all that it held is free again."""
     try:
         return action()
-    except (torch.cuda.OutOfMemoryError, RuntimeError) as error:
-        # Libraries that allocate past PyTorch's allocator say it in words of their own.
+    except RuntimeError as error:
+        # OutOfMemoryError is one. Libraries that allocate past PyTorch's allocator say it in words of their own.
         if not any(words in str(error) for words in ("out of memory", "ALLOC_FAILED")):
             raise
         print("the released kit's cache does not fit into the device's memory: on without it")

@@ -8,7 +8,7 @@ one by one; where stretches touch, errors add up or make up for each other. This
 forecasts and moves its computed steps one by one, as long as that lowers the error of whole cached runs on training
 prompts: the mean over samples of the mean squared error of the final latents, in dB. Every path has fitted weights of
 its own. A move counts if it gains 0.01 dB, and --sure standard errors of the paired differences. A sweep over all steps
-costs about B (B - 2) forwards a sample; what it really cost is printed.
+costs about B (B - 2) forwards a sample; what all really cost, the uncached runs included, is printed.
 """
 
 import argparse
@@ -24,7 +24,6 @@ from demo_data import prompt_of, spec_of
 from hyvideo.pipelines.hunyuan_video_pipeline import (
     DenoiseInputs,
     HunyuanVideo_1_5_Pipeline,
-    StepCache,
     initialize_sequence_parallel,
 )
 from measure_quality import ASPECT_RATIOS, FRAMES
@@ -32,7 +31,7 @@ from measure_quality import ASPECT_RATIOS, FRAMES
 from lemica.graph import read_graph
 from lemica.masks import Mask, read_mask, write_mask
 from lemica.plan import fitted
-from lemica.replay import Recorder, prepare
+from lemica.replay import CountingCache, Recorder, prepare
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 LEAST_GAIN = 0.01
@@ -54,7 +53,8 @@ class Runner:
 
     def __init__(self, pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, on_forward: Callable[[], None]):
         self.pipe, self.inputs, self.on_forward = pipe, inputs, on_forward
-        self.result = pipe.denoise(inputs, mask=(True,) * len(inputs.timesteps), cache=StepCache(pipe.transformer))
+        uncached = CountingCache(pipe.transformer, inputs.rule, on_forward)
+        self.result = pipe.denoise(inputs, mask=(True,) * len(inputs.timesteps), cache=uncached)
 
     def run(self, mask: Mask, like: CachedRun | None = None) -> CachedRun:
         """The run by `mask`; up to the first step where it differs from `like`, that is taken instead of run anew."""
