@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import datetime
 import hashlib
+import importlib
 import importlib.util
 import json
 import math
@@ -25,12 +26,7 @@ os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import loguru
 import torch
-from hyvideo.commons import (
-    PIPELINE_CONFIGS,
-    TRANSFORMER_VERSION_TO_SR_VERSION,
-    get_rank,
-    is_angelslim_available,
-)
+from hyvideo.commons import PIPELINE_CONFIGS, TRANSFORMER_VERSION_TO_SR_VERSION, get_rank
 from hyvideo.commons.infer_state import (
     FORECASTS,
     MOST_KEPT,
@@ -332,8 +328,27 @@ def check_cache(args: argparse.Namespace, state: InferState) -> None:
         default = PIPELINE_CONFIGS[transformer_version(args)].get("num_inference_steps", DEFAULT_NUM_STEPS)
         resolve_mask(state, args.num_inference_steps or default)
         check_mask_model(args, state.lemica_mask_model)
-    elif state.enable_cache and not is_angelslim_available():
-        raise ValueError(f"--cache_type {args.cache_type} needs angelslim: pip install angelslim==0.2.2")
+    elif state.enable_cache:
+        check_other_cache(args)
+
+
+def check_other_cache(args: argparse.Namespace) -> None:
+    """For upstream's cache types: nothing of LeMiCa's is asked for, and angelslim, which implements them, imports."""
+    if given := lemica_flags(args):
+        raise ValueError(f"{given[0]} needs --cache_type lemica, got {args.cache_type}")
+    try:
+        importlib.import_module("angelslim")
+    except Exception as error:
+        raise ValueError(
+            f"--cache_type {args.cache_type} needs angelslim, which cannot be imported ({error}): "
+            "pip install angelslim==0.2.2"
+        ) from error
+
+
+def lemica_flags(args: argparse.Namespace) -> list[str]:
+    """LeMiCa's flags among those given."""
+    names = ("lemica_step", "lemica_mask", "lemica_reuse", "lemica_forecast")
+    return [f"--{name}" for name in names if getattr(args, name) is not None]
 
 
 def check_mask_model(args: argparse.Namespace, planned_for: str | None) -> None:
@@ -422,6 +437,8 @@ def generate_video(args: argparse.Namespace, state: InferState) -> None:
         rank0_log(f"121 frames give the best quality; generating {args.video_length}", "WARNING")
     if not args.rewrite:
         rank0_log("prompt rewriting is off, which may cost quality", "WARNING")
+    if not args.enable_cache and (given := lemica_flags(args)):
+        rank0_log(f"every step is computed, {given[0]} or not: there is no --enable_cache true", "WARNING")
     started = time.perf_counter()
     pipe = load_pipeline(args, state)
     loading_seconds = time.perf_counter() - started

@@ -5,12 +5,10 @@
     python scripts/benchmark.py 720p --output 720p.json      # true geometry, random weights, on a GPU
 
 Both caches run the same mask in the same denoising loop on the same transformer. A repeat runs every loop once, all 50
-steps: uncached, and each cache at each budget; every other repeat runs them backwards. Speed-ups and other ratios are
-taken within a repeat, so that a machine that slows down does not look like a cache that does; figures are medians over
-repeats. Where loops of the same work still differ by more than what is to be shown, two figures tell: the share of a
-cached loop's own time that its computed steps take, which is what the loop keeps of N/B if such steps take as long as
-uncached ones; and how long they take beside uncached ones of the same loop. An interrupted run reports the repeats that
-it has finished.
+steps: uncached, and each cache at each budget. Loops take turns, a tenth of their computed steps at a time, and speed-ups
+and other ratios are taken within a repeat: a machine that slows down for a minute slows all loops down. Figures are
+medians over repeats; that of N/B comes with its standard error. An interrupted run reports the repeats that it has
+finished.
 
 A full step of the GPU presets takes up to a minute: there a repeat runs an uncached step, and a computed and three
 reused ones with each cache, and the loops are predicted, B full steps and N - B reused ones. At some 45 s a step, which
@@ -36,6 +34,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -60,8 +59,8 @@ WARM_UP = (True, True, False, True, False, True)
 # while it is full.
 FEW_STEPS = (True, False, False, False)
 REFILLED = (True, False, True, False)
-# After a reused step, among computed ones, before a reused one, reused: computed steps of all kinds side by side.
-ALL_KINDS = (True, True, True, False) * (NUM_STEPS // 4)
+# Loops take turns after each of so many parts.
+PARTS = 10
 
 T = TypeVar("T")
 
@@ -78,7 +77,7 @@ class MeasuredCache(StepCache):
 def unique_bytes(tensors: Iterable[torch.Tensor | None]) -> int:
     """Bytes of the storages behind `tensors`, each counted once."""
     storages = {tensor.untyped_storage() for tensor in tensors if tensor is not None}
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
 def tensors_of_helper(helper) -> list[torch.Tensor | None]:
@@ -154,25 +153,58 @@ def attempt(action: Callable[[], T]) -> T | None:
     return None
 
 
+def cut(mask: StepMask, parts: int) -> list[range]:
+    """The steps of `mask` in so many runs; each begins with a computed step, and they compute as many, give or take one."""
+    computed = [step for step, runs in enumerate(mask) if runs]
+    starts = [computed[part * len(computed) // parts] for part in range(parts)]
+    return [range(*ends) for ends in pairwise([*starts, len(mask)])]
+
+
+class TimedLoop:
+    """One loop, run a part at a time. Nothing but the clock runs beside it: memory was counted in the warm-up."""
+
+    def __init__(self, pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, way: str, mask: StepMask):
+        self.pipe, self.inputs, self.mask = pipe, inputs, mask
+        self.released = way == "released"
+        self.latents = inputs.noise
+        self.loop_seconds = 0.0
+        self.step_seconds: list[float] = []
+        self.retries = 0
+
+    def run(self, steps: range) -> None:
+        """The next steps, of which the first is computed."""
+        clock = Stopwatch(self.pipe.execution_device)
+        retries = allocator_retries(self.pipe.execution_device)
+        caching = teacache(self.pipe, self.mask[steps.start : steps.stop]) if self.released else nullcontext()
+        # The helper decides by itself what to skip: for the kit every one of its steps is a computed one.
+        mask = whole(() if self.released else self.mask)
+        with caching, clock.stage("loop"):
+            self.latents = self.pipe.denoise(
+                self.inputs, clock, mask=mask, start=steps.start, stop=steps.stop, latents=self.latents
+            )
+        self.loop_seconds += clock.stages["loop"]
+        self.step_seconds += clock.step_seconds()
+        self.retries += allocator_retries(self.pipe.execution_device) - retries
+
+    def figures(self) -> Loop:
+        seconds = list(zip(self.step_seconds, self.mask, strict=True))
+        reused = [second for second, computed in seconds if not computed]
+        computed = [second for second, computed in seconds if computed]
+        return Loop(
+            # The first step pays for warming up, if there are others.
+            full_step=statistics.median(computed[1:] or computed),
+            computed=sum(computed),
+            reused_step=statistics.median(reused) if reused else None,
+            loop=self.loop_seconds,
+            retries=self.retries,
+        )
+
+
 def timed(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, way: str, mask: StepMask) -> Loop:
-    """One loop. Nothing but the clock runs beside it: memory was counted in the warm-up."""
-    clock = Stopwatch(pipe.execution_device)
-    released = way == "released"
-    retries = allocator_retries(pipe.execution_device)
-    # The helper decides by itself what to skip: for the kit every one of its steps is a computed one.
-    with teacache(pipe, mask) if released else nullcontext(), clock.stage("loop"):
-        pipe.denoise(inputs, clock, mask=whole(() if released else mask), stop=len(mask))
-    seconds = list(zip(clock.step_seconds(), mask, strict=True))
-    reused = [second for second, computed in seconds if not computed]
-    computed = [second for second, computed in seconds if computed]
-    return Loop(
-        # The first step pays for warming up, if there are others.
-        full_step=statistics.median(computed[1:] or computed),
-        computed=sum(computed),
-        reused_step=statistics.median(reused) if reused else None,
-        loop=clock.stages["loop"],
-        retries=allocator_retries(pipe.execution_device) - retries,
-    )
+    """A loop of as many steps as `mask` has, without a break."""
+    loop = TimedLoop(pipe, inputs, way, mask)
+    loop.run(range(len(mask)))
+    return loop.figures()
 
 
 def allocator_retries(device: torch.device) -> int:
@@ -186,20 +218,6 @@ def predicted(few: Loop, budget: int) -> Loop:
     return replace(few, computed=computed, loop=computed + reused)
 
 
-def beside_reused(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, loops: int = 4) -> list[float]:
-    """Computed steps next to a reused one against one among computed ones: a ratio for each such group of steps."""
-    ratios = []
-    for _ in range(loops):
-        clock = Stopwatch(pipe.execution_device)
-        pipe.denoise(inputs, clock, mask=whole(ALL_KINDS), stop=len(ALL_KINDS))
-        seconds = clock.step_seconds()
-        # The first step pays for warming up: a group ends with the step after the reused one.
-        for first in range(1, len(seconds) - 3, 4):
-            among, before, _, after = seconds[first : first + 4]
-            ratios.append((before + after) / 2 / among)
-    return ratios
-
-
 def jobs_of_repeat(budgets: list[int], released_once: bool) -> list[Job]:
     """Every loop of a repeat; the released kit's at the smallest budget only, if that is asked for."""
     jobs = [UNCACHED]
@@ -211,12 +229,17 @@ def jobs_of_repeat(budgets: list[int], released_once: bool) -> list[Job]:
 
 
 def run_repeat(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, jobs: list[Job]) -> Repeat:
-    """Every job's whole loop, in the order given."""
-    loops = {}
-    for job in jobs:
-        loops[job] = timed(pipe, inputs, job.way, job.mask)
-        print(*printed_steps(f"{job.way} B={job.budget}", loops[job]), flush=True)
-    return loops
+    """Every job's whole loop, all of them in turn."""
+    loops = {job: TimedLoop(pipe, inputs, job.way, job.mask) for job in jobs}
+    parts = {job: cut(job.mask, PARTS) for job in jobs}
+    for number in range(PARTS):
+        # There and back, so that none is always the first.
+        for job in jobs[::-1] if number % 2 else jobs:
+            loops[job].run(parts[job][number])
+    figures = {job: loop.figures() for job, loop in loops.items()}
+    for job, loop in figures.items():
+        print(*printed_steps(f"{job.way} B={job.budget}", loop), flush=True)
+    return figures
 
 
 def predict_repeat(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, jobs: list[Job]) -> Repeat:
@@ -244,14 +267,14 @@ def run(args: argparse.Namespace) -> None:
     else:
         one_repeat = predict_repeat
         warm_up = dict(uncached=(True,), kit=FEW_STEPS, released=REFILLED)
-    memory = memory_by_way(pipe, inputs, warm_up)
-    print(*(f"memory, {way}: {each}" for way, each in memory.items()), sep="\n", flush=True)
-    beside = beside_reused(pipe, inputs) if preset.whole_loops else []
+    memory: dict[str, Memory] = {}
 
     def figures() -> dict:
-        return summary(preset, pipe, memory, beside, repeats, args.other_seconds)
+        return summary(preset, pipe, memory, repeats, args.other_seconds)
 
     try:
+        memory |= memory_by_way(pipe, inputs, warm_up)
+        print(*(f"memory, {way}: {each}" for way, each in memory.items()), sep="\n", flush=True)
         for number in range(args.repeats):
             print(f"repeat {number + 1} of {args.repeats}", flush=True)
             jobs = [job for job in jobs if job.way in memory]

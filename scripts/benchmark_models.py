@@ -76,6 +76,14 @@ def benchmark_pipeline(preset: Preset) -> HunyuanVideo_1_5_Pipeline:
 
 def random_transformer(preset: Preset, device: torch.device, dtype: torch.dtype):
     """Upstream's transformer at the preset's size; weights drawn where it runs, small enough to stay finite."""
+    net = meta_transformer(preset, device, dtype).to_empty(device=device)
+    for parameter in net.parameters():
+        parameter.normal_(0, 0.02)
+    return net
+
+
+def meta_transformer(preset: Preset, device: torch.device, dtype: torch.dtype):
+    """The same without weights, on the meta device, with the attention that `device` is to run."""
     sizes = TinyConfig(
         preset.hidden, preset.heads, preset.blocks, preset.mlp_ratio, text_width=preset.text_width,
         vision_width=preset.vision_width,
@@ -84,10 +92,7 @@ def random_transformer(preset: Preset, device: torch.device, dtype: torch.dtype)
     config = transformer_config("480p_t2v", sizes) | attention
     with torch.device("meta"):
         net = HunyuanVideo_1_5_DiffusionTransformer(**config)
-    net = net.to(dtype).to_empty(device=device).requires_grad_(False).eval()
-    for parameter in net.parameters():
-        parameter.normal_(0, 0.02)
-    return net
+    return net.to(dtype).requires_grad_(False).eval()
 
 
 def pipeline_around(net) -> HunyuanVideo_1_5_Pipeline:

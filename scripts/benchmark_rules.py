@@ -159,9 +159,9 @@ def main() -> None:
                 if args.output:
                     args.output.write_text(json.dumps(result, indent=1) + "\n")
     except KeyboardInterrupt:
-        if result is None:
-            raise
-        print(f"interrupted after {result['repeats']} repeats")
+        print(f"interrupted after {result['repeats'] if result else 0} repeats")
+    if result is None:
+        return
     print(*table(result), sep="\n")
     slow = [row["rule"] for row in result["rows"] if (row["of_released"] or 0) > MOST_OF_RELEASED]
     print(f"more than {MOST_OF_RELEASED} x the released kit's: {', '.join(slow) or 'none'}")

@@ -5,6 +5,7 @@ usage: sequence_parallel_worker.py TREE CHECKPOINT OUTPUT
 
 import os
 import sys
+from itertools import pairwise
 
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 tree, checkpoint, output = sys.argv[1:]
@@ -19,35 +20,42 @@ from torch import distributed as dist
 
 COLLECTIVES = (
     "all_gather",
+    "all_gather_into_tensor",
     "all_gather_object",
-    "all_to_all_single",
     "all_reduce",
+    "all_to_all",
+    "all_to_all_single",
+    "barrier",
     "broadcast",
     "broadcast_object_list",
+    "gather",
+    "reduce_scatter_tensor",
+    "scatter",
 )
 MASK = (True, False, False, True)
 
 
-class CountingCache(kit.StepCache):
-    """Counts the collectives of every step and remembers how many tokens were held."""
+class MeasuredCache(kit.StepCache):
+    """Remembers how many tokens were held."""
 
-    collectives: list
     held_tokens = 0
 
     def compute(self, inputs, keep):
-        return self._counted(lambda: super(CountingCache, self).compute(inputs, keep))
-
-    def reuse(self, inputs, weights):
-        return self._counted(lambda: super(CountingCache, self).reuse(inputs, weights))
-
-    def _counted(self, forward):
-        before = sum(counts.values())
-        result = forward()
-        CountingCache.collectives.append(sum(counts.values()) - before)
+        result = super().compute(inputs, keep)
         for residual in self.kept:
             assert residual.untyped_storage().nbytes() == residual.nbytes
-            CountingCache.held_tokens = residual.shape[1]
+            MeasuredCache.held_tokens = residual.shape[1]
         return result
+
+
+class CountingStopwatch(kit.Stopwatch):
+    """Notes at both ends of every step how many collectives there were: those of the whole loop, not the cache's alone."""
+
+    at_marks: list
+
+    def mark(self):
+        super().mark()
+        CountingStopwatch.at_marks.append(sum(counts.values()))
 
 
 counts = dict.fromkeys(COLLECTIVES, 0)
@@ -71,7 +79,7 @@ def counting(name):
 
 
 def generate(pipe, mask, reuse="residual", forecast="hold", **request):
-    CountingCache.collectives = []
+    CountingStopwatch.at_marks = []
     pipe.infer_state = InferState(
         enable_cache=mask is not None,
         cache_type="lemica",
@@ -81,14 +89,15 @@ def generate(pipe, mask, reuse="residual", forecast="hold", **request):
     )
     settings = dict(num_inference_steps=len(MASK), enable_sr=False, prompt_rewrite=False, seed=3, output_type="latent")
     latents = pipe(prompt="a red circle moves left", **settings, **request).videos
-    happened = dict(mask=mask, collectives=CountingCache.collectives, held_tokens=CountingCache.held_tokens)
+    collectives = [after - before for before, after in pairwise(CountingStopwatch.at_marks)]
+    happened = dict(mask=mask, collectives=collectives, held_tokens=MeasuredCache.held_tokens)
     return happened | {"latents": latents}
 
 
 def main():
     torch.set_num_threads(1)
     kit.initialize_sequence_parallel()
-    kit.StepCache = CountingCache
+    kit.StepCache, kit.Stopwatch = MeasuredCache, CountingStopwatch
     for name in COLLECTIVES:
         setattr(dist, name, counting(name))
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8))

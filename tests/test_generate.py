@@ -212,10 +212,18 @@ def test_only_rank_0_speaks_and_the_others_wait_for_it(command, capsys, monkeypa
     assert waited == [generate.SECONDS_FOR_RANK_0]
 
 
-def test_upstreams_cache_types_ask_for_angelslim(command, capsys, monkeypatch):
-    monkeypatch.setattr(generate, "is_angelslim_available", lambda: False)
+def test_upstreams_cache_types_ask_for_angelslim_and_say_why_it_does_not_import(command, capsys, monkeypatch):
     flags = ["--enable_cache", "true", "--cache_type", "teacache"]
-    assert "pip install angelslim" in refusal(command(*flags), capsys)
+    monkeypatch.setitem(sys.modules, "angelslim", None)
+    line = refusal(command(*flags), capsys)
+    assert "pip install angelslim" in line
+    assert "import of angelslim halted" in line
+
+
+@pytest.mark.parametrize("flag", [("--lemica_step", "3"), ("--lemica_reuse", "velocity")])
+def test_lemicas_flags_are_refused_with_another_cache(command, capsys, flag):
+    line = refusal(command("--enable_cache", "true", *flag), capsys)
+    assert f"{flag[0]} needs --cache_type lemica, got deepcache" in line
 
 
 def test_an_incomplete_checkpoint_is_refused_naming_what_is_missing(command, capsys, checkpoint, tmp_path):

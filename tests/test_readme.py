@@ -46,3 +46,9 @@ def test_every_file_named_exists():
     named = re.findall(r"(?:scripts|tests|lemica)/[\w.]+\w", ENGLISH) + re.findall(r"`(\w+\.py)`", ENGLISH)
     assert len(named) > 5
     assert [name for name in named if not (REPOSITORY / name).exists()] == []
+
+
+def test_every_script_has_its_place_in_the_index():
+    scripts = REPOSITORY / "scripts"
+    files = {path.name for path in scripts.iterdir() if path.is_file()} - {"README.md"}
+    assert set(re.findall(r"`([\w.]+)`", (scripts / "README.md").read_text(encoding="utf-8"))) == files

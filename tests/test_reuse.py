@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import weakref
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -155,6 +156,20 @@ def test_one_tensor_is_held_while_steps_reuse_it_and_none_after_the_call(load_pi
     assert cache.kept == []
 
 
+def test_what_a_call_kept_is_freed_when_it_returns(load_pipeline, monkeypatch):
+    kept = []
+    compute = StepCache.compute
+
+    def noting(cache, inputs, keep):
+        velocity = compute(cache, inputs, keep)
+        kept.extend(weakref.ref(tensor) for tensor in cache.kept)
+        return velocity
+
+    monkeypatch.setattr(StepCache, "compute", noting)
+    generate(load_pipeline("480p_t2v"), MASK)
+    assert [tensor() for tensor in kept] == [None]
+
+
 def test_a_call_that_fails_midway_leaves_nothing_behind(load_pipeline, counted_cache):
     pipe = load_pipeline("480p_t2v")
     expected = generate(pipe, MASK).videos
@@ -232,7 +247,10 @@ def test_rotary_tables_are_made_before_the_loop(load_pipeline, monkeypatch):
 
 
 class CopiesFromCpu(TorchDispatchMode):
-    """Counts the tensors that are copied from the CPU to another device: the host waits for each."""
+    """Counts the tensors that come from the CPU to another device, copied or made of Python numbers there.
+
+    The host waits for each of them.
+    """
 
     count = 0
 
@@ -241,6 +259,8 @@ class CopiesFromCpu(TorchDispatchMode):
         copied = {torch.ops.aten._to_copy.default: 0, torch.ops.aten.copy_.default: 1}.get(func)
         if copied is not None:
             self.count += args[copied].device.type == "cpu" != result.device.type
+        if func is torch.ops.aten.lift_fresh.default:
+            self.count += result.device.type != "cpu"
         return result
 
 
@@ -248,8 +268,11 @@ def test_copies_to_another_device_are_seen():
     with CopiesFromCpu() as copies:
         torch.ones(2).to("meta")
         torch.empty(2, device="meta").copy_(torch.ones(2))
+        torch.tensor([1.0, 2.0], device="meta")
         torch.ones(2).clone()
-    assert copies.count == 2
+        torch.tensor([1.0, 2.0])
+        torch.full((2,), 1.0, device="meta")
+    assert copies.count == 3
 
 
 @pytest.mark.parametrize("version", ["480p_t2v", "480p_i2v_step_distilled"])

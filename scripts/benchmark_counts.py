@@ -1,0 +1,238 @@
+"""Count, without a GPU, what steps cost on one: products, bytes and memory at the true geometry.
+
+    python scripts/benchmark_counts.py 720p --output counts.json     # PYTHONPATH = a HunyuanVideo-1.5 tree with the kit
+
+Upstream's transformer runs in the kit's denoising loop on the meta device, where tensors have shape and dtype but no
+numbers: a step that made the host wait for a number would fail. Counted are the floating-point operations of matrix
+products, convolutions and attention, and the bytes that every operator reads and writes, as if none stayed in the GPU's
+caches from one operator to the next. Attention itself does not run, and CUDA's autocast is imitated.
+
+These are counts, not measurements. Divided by a GPU's peak rates they give the least seconds that both kinds of steps
+can take there; full steps stay further above theirs than reused ones, so that the share of a reused step comes out high.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from benchmark import teacache, tensors_of_helper, unique_bytes, whole
+from benchmark_figures import GIB, residual_bytes
+from benchmark_models import NUM_STEPS, PRESETS, Preset, meta_transformer, pipeline_around, random_inputs
+from hyvideo.commons.infer_state import MOST_KEPT, ReuseRule, kept_steps, reuse_weights
+from hyvideo.models.transformers import hunyuanvideo_1_5_transformer
+from hyvideo.pipelines.hunyuan_video_pipeline import (
+    DenoiseInputs,
+    HunyuanVideo_1_5_Pipeline,
+    StepCache,
+    initialize_sequence_parallel,
+)
+from peak_memory import PeakMemory
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+# The first two computed: the second finds the cache full.
+MASK = (True, True, False, True)
+FULL, REUSED = 1, 2
+# NVIDIA's data sheet of the H100 SXM: dense bfloat16 operations and bytes of memory a second.
+H100_OPERATIONS, H100_BYTES = 989e12, 3.35e12
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations of a step, and bytes that its operators read and write."""
+
+    operations: int
+    traffic: int
+
+    def __sub__(self, other: "Cost") -> "Cost":
+        return Cost(self.operations - other.operations, self.traffic - other.traffic)
+
+    @property
+    def least_seconds(self) -> float:
+        """On an H100."""
+        return max(self.operations / H100_OPERATIONS, self.traffic / H100_BYTES)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A computed step with a full cache and a reused one; bytes held between steps, and the most alive at once."""
+
+    full: Cost
+    reused: Cost | None
+    held: int
+    peak: int
+
+
+class Traffic(TorchDispatchMode):
+    """Sums up the bytes that operators read and write; views and empty tensors touch none."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if not (func.is_view or "empty" in func.__name__):
+            tensors = (leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor))
+            self.total += sum(map(distinct_bytes, tensors))
+        return result
+
+
+def distinct_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of the elements of `tensor`, those of expanded dimensions once."""
+    sizes = (size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or not size)
+    return math.prod(sizes) * tensor.itemsize
+
+
+class CountedAttention:
+    """In the place of upstream's attention: makes the output and counts the products."""
+
+    operations = 0
+
+    def __call__(self, query, key, value, img_q_len, img_kv_len, text_mask=None, **_) -> torch.Tensor:
+        batch, _, heads, width = query[0].shape
+        queries, keys = (sum(part.shape[1] for part in pair) for pair in (query, key))
+        self.operations += 4 * batch * heads * queries * keys * width
+        return torch.cat(value, dim=1).flatten(2)
+
+
+class CudaAutocast(TorchFunctionMode):
+    """What CUDA's autocast to bfloat16 does to the layers that the transformer has; the real one needs CUDA tensors."""
+
+    casts = {F.linear: torch.bfloat16, torch.conv3d: torch.bfloat16, F.layer_norm: torch.float32}  # noqa: RUF012
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if dtype := self.casts.get(func):
+            args, kwargs = tree_map(partial(cast, dtype=dtype), (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, torch.Tensor) else value
+
+
+def pipeline_without_numbers(preset: Preset) -> tuple[HunyuanVideo_1_5_Pipeline, DenoiseInputs]:
+    """The kit's pipeline with a transformer of the preset's size, and its loop's inputs, all on the meta device."""
+    net = meta_transformer(preset, torch.device("cuda"), torch.bfloat16)
+    # By default text tokens are sorted by a mask, and how many there are is a number to wait for. Here all are valid.
+    net.reorder_txt_token = partial(net.reorder_txt_token, is_reorder=False)
+    pipe = pipeline_around(net)
+    pipe.execution_device, pipe.target_dtype = torch.device("meta"), torch.bfloat16
+    inputs = random_inputs(pipe, preset)
+    # The sampler looks for its place among the timesteps once, before its first step.
+    inputs.scheduler._step_index = 0
+    return pipe, inputs
+
+
+def plan_without_timesteps(mask, inputs: DenoiseInputs):
+    """As the pipeline's plan, which reads all timesteps once before the first step."""
+    sigmas = [1 - step / NUM_STEPS for step in range(NUM_STEPS)]
+    return kept_steps(mask, inputs.rule.history), reuse_weights(mask, sigmas, inputs.rule)
+
+
+def counted(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, mask, held: Callable[[], int], cache=None) -> Run:
+    """Run MASK's steps; `held` tells after each how many bytes are kept."""
+    attention = CountedAttention()
+    costs, most_held = [], 0
+
+    def note(*_) -> None:
+        nonlocal most_held
+        most_held = max(most_held, held())
+        costs.append(Cost(products.get_total_flops() + attention.operations, traffic.total))
+
+    with (
+        patch.object(hunyuanvideo_1_5_transformer, "parallel_attention", attention),
+        patch.object(pipe, "_reuse_plan", plan_without_timesteps),
+        patch.object(pipe, "_autocast", lambda *_: CudaAutocast()),
+        PeakMemory() as memory,
+        FlopCounterMode(display=False) as products,
+        Traffic() as traffic,
+    ):
+        pipe.denoise(inputs, mask=whole(mask), stop=len(MASK), cache=cache, on_step=note)
+    full, reused = (costs[step] - costs[step - 1] for step in (FULL, REUSED))
+    return Run(full, reused, most_held, memory.peak)
+
+
+def count_uncached(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs) -> Run:
+    return replace(counted(pipe, inputs, (), lambda: 0), reused=None)
+
+
+def count_kit(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, rule: ReuseRule) -> Run:
+    cache = StepCache(pipe.transformer, rule)
+    return counted(pipe, replace(inputs, rule=rule), MASK, lambda: unique_bytes(cache.kept), cache)
+
+
+def count_released(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs) -> Run:
+    with teacache(pipe, MASK) as helper:
+        return counted(pipe, inputs, (), lambda: unique_bytes(tensors_of_helper(helper)))
+
+
+def count(preset: Preset) -> dict[str, Run]:
+    """What steps cost without a cache, with the kit's for each kind of tensor, and with the released kit's."""
+    pipe, inputs = pipeline_without_numbers(preset)
+    return {
+        "uncached": count_uncached(pipe, inputs),
+        **{kind: count_kit(pipe, inputs, ReuseRule(kind)) for kind in MOST_KEPT},
+        "released": count_released(pipe, inputs),
+    }
+
+
+def summary(name: str, runs: dict[str, Run]) -> dict[str, Any]:
+    preset = PRESETS[name]
+    return dict(
+        preset=name,
+        image_tokens=preset.image_tokens,
+        batch=preset.batch,
+        residual_bytes=residual_bytes(preset, torch.bfloat16),
+        runs={way: asdict(run) for way, run in runs.items()},
+    )
+
+
+def table(result: dict[str, Any]) -> Iterator[str]:
+    """The counts as a Markdown table."""
+    yield "| a reused step | GFLOP | GB read and written | x released kit's | of a full step, H100 | held | peak above uncached |"
+    yield "|---|---|---|---|---|---|---|"
+    runs = {way: run | {name: Cost(**run[name]) for name in ("full", "reused") if run[name]}
+            for way, run in result["runs"].items()}  # fmt: skip
+    full, residual = runs["uncached"]["full"], result["residual_bytes"]
+    for way, run in runs.items():
+        if way == "uncached":
+            continue
+        reused = run["reused"]
+        yield (
+            f"| {way} | {reused.operations / 1e9:.1f} | {reused.traffic / 1e9:.2f} "
+            f"| {reused.traffic / runs['released']['reused'].traffic:.2f} "
+            f"| {reused.least_seconds / full.least_seconds:.3%} | {run['held'] / residual:.2f} "
+            f"| {(run['peak'] - runs['uncached']['peak']) / residual:.2f} |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("preset", choices=PRESETS)
+    parser.add_argument("--output", type=Path, help="also write the counts as JSON")
+    args = parser.parse_args()
+    if args.output and not args.output.parent.is_dir():
+        parser.error(f"--output: there is no folder {args.output.parent}")
+    initialize_sequence_parallel()
+    result = summary(args.preset, count(PRESETS[args.preset]))
+    if args.output:
+        args.output.write_text(json.dumps(result, indent=1) + "\n")
+    full = Cost(**result["runs"]["uncached"]["full"])
+    print(f"{args.preset}: {result['image_tokens']} tokens, CFG batch {result['batch']}, bfloat16; a full step is "
+          f"{full.operations / 1e15:.2f} PFLOP, on an H100 at least {full.least_seconds:.1f} s; "
+          f"a residual is {result['residual_bytes'] / GIB:.2f} GiB")  # fmt: skip
+    print(*table(result), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
