@@ -5,10 +5,9 @@
     python scripts/benchmark.py 720p --output 720p.json      # true geometry, random weights, on a GPU
 
 Both caches run the same mask in the same denoising loop on the same transformer. A repeat runs every loop once, all 50
-steps: uncached, and each cache at each budget. Loops take turns, a tenth of their computed steps at a time, and speed-ups
-and other ratios are taken within a repeat: a machine that slows down for a minute slows all loops down. Figures are
-medians over repeats; that of N/B comes with its standard error. An interrupted run reports the repeats that it has
-finished.
+steps: uncached, and each cache at each budget. Loops take turns, a tenth of their computed steps at a time, and ratios
+are taken within a repeat: a machine that slows down for a minute slows all loops down. Figures are medians over
+repeats; that of N/B comes with its standard error. An interrupted run reports the repeats that it has finished.
 
 A full step of the GPU presets takes up to a minute: there a repeat runs an uncached step, and a computed and three
 reused ones with each cache, and the loops are predicted, B full steps and N - B reused ones. At some 45 s a step, which
@@ -154,7 +153,7 @@ def attempt(action: Callable[[], T]) -> T | None:
 
 
 def cut(mask: StepMask, parts: int) -> list[range]:
-    """The steps of `mask` in so many runs; each begins with a computed step, and they compute as many, give or take one."""
+    """The steps of `mask` in so many runs, each from a computed step on, with as many of these, give or take one."""
     computed = [step for step, runs in enumerate(mask) if runs]
     starts = [computed[part * len(computed) // parts] for part in range(parts)]
     return [range(*ends) for ends in pairwise([*starts, len(mask)])]

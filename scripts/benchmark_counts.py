@@ -7,8 +7,8 @@ numbers: a step that made the host wait for a number would fail. Counted are the
 products, convolutions and attention, and the bytes that every operator reads and writes, as if none stayed in the GPU's
 caches from one operator to the next. Attention itself does not run, and CUDA's autocast is imitated.
 
-These are counts, not measurements. Divided by a GPU's peak rates they give the least seconds that both kinds of steps
-can take there; full steps stay further above theirs than reused ones, so that the share of a reused step comes out high.
+These are counts, not measurements. Divided by a GPU's peak rates they give the least seconds that steps can take there,
+and the table the share that a reused step has by that.
 """
 
 import argparse
@@ -199,8 +199,10 @@ def summary(name: str, runs: dict[str, Run]) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> Iterator[str]:
     """The counts as a Markdown table."""
-    yield "| a reused step | GFLOP | GB read and written | x released kit's | of a full step, H100 | held | peak above uncached |"
-    yield "|---|---|---|---|---|---|---|"
+    work = ("GFLOP", "GB read and written", "x released kit's", "of a full step, H100")
+    columns = (*work, "held", "peak above uncached")
+    yield f"| a reused step | {' | '.join(columns)} |"
+    yield "|---" * (len(columns) + 1) + "|"
     runs = {way: run | {name: Cost(**run[name]) for name in ("full", "reused") if run[name]}
             for way, run in result["runs"].items()}  # fmt: skip
     full, residual = runs["uncached"]["full"], result["residual_bytes"]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
+from benchmark_counts import table as counts_table
 from benchmark_rules import table as rules_table
 from measure_quality import budget_table, full_table, merged, rows_of
 from plan_demo_masks import BUDGETS, GRAPHS
@@ -84,9 +85,14 @@ def benchmark() -> Iterator[str]:
             yield (
                 f"| {result['preset']['blocks']}, {result['image_tokens']}, {row['way']} | {row['budget']} "
                 f"| {row['full_step'] * 1e3:.1f} ms | {row['reused_step'] * 1e3:.2f} ms | {row['of_full']:.2%} "
-                f"| {row['speedup']:.2f}x | {row['of_ideal']:.1%} | {row['share']:.1%} "
+                f"| {row['speedup']:.2f}x | {row['of_ideal']:.1%} ± {row['of_ideal_error']:.1%} | {row['share']:.1%} "
                 f"| {held:.1f} | {after:.1f} | {peak:.1f} |"
             )
+
+
+def counts() -> Iterable[str]:
+    """What scripts/benchmark_counts.py counted."""
+    return counts_table(json.loads((MEASUREMENTS / "counts_720p.json").read_text()))
 
 
 def rules() -> Iterable[str]:
@@ -105,6 +111,7 @@ TABLES = {
     "planner_full": partial(planners, full_table),
     "tuning": partial(quality, "t2v_tuning_pairs_*.json", budget_table, None),
     "benchmark": benchmark,
+    "counts": counts,
     "rules": rules,
 }
 

@@ -49,7 +49,7 @@ class MeasuredCache(kit.StepCache):
 
 
 class CountingStopwatch(kit.Stopwatch):
-    """Notes at both ends of every step how many collectives there were: those of the whole loop, not the cache's alone."""
+    """Notes at both ends of every step how many collectives there were, in the cache and around it."""
 
     at_marks: list
 

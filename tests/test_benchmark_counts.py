@@ -1,9 +1,10 @@
-"""Counts on a fake GPU: that they are those of a real run where one can be made, and small where they must be."""
+"""Counts on the meta device: bytes by operator, CUDA's autocast as imitated, and steps of the tiny preset."""
 
 import benchmark_counts
 import pytest
 import torch
-from benchmark_counts import Traffic, count, distinct_bytes, fake_gpu
+import torch.nn.functional as F
+from benchmark_counts import CudaAutocast, Traffic, count, distinct_bytes
 from benchmark_figures import residual_bytes
 from benchmark_models import PRESETS
 
@@ -37,9 +38,13 @@ def test_a_reused_step_costs_a_fraction_and_keeps_one_tensor(runs):
     assert runs["released"].held > 4 * residual
 
 
-def test_on_a_fake_gpu_waiting_for_a_number_is_an_error():
-    with fake_gpu(), pytest.raises(Exception, match="item"):
-        torch.ones(1, device="cuda").item()
+def test_autocast_is_imitated_where_layers_call_it():
+    tokens = torch.ones(2, 3, 8, device="meta", dtype=torch.bfloat16)
+    with CudaAutocast():
+        assert torch.nn.LayerNorm(8, device="meta")(tokens).dtype == torch.float32
+        assert torch.nn.Linear(8, 4, device="meta")(tokens.float()).dtype == torch.bfloat16
+        assert torch.nn.Conv3d(8, 4, 1, device="meta")(torch.ones(1, 8, 2, 2, 2, device="meta")).dtype == torch.bfloat16
+        assert F.silu(tokens).dtype == torch.bfloat16
 
 
 def test_the_command_prints_what_it_writes(monkeypatch, tmp_path, capsys):
@@ -47,5 +52,6 @@ def test_the_command_prints_what_it_writes(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("sys.argv", ["benchmark_counts.py", "tiny", "--output", str(output)])
     benchmark_counts.main()
     printed = capsys.readouterr().out
-    assert "| velocity | 0.0 |" in printed and "| released |" in printed
+    assert "| velocity | 0.0 |" in printed
+    assert "| released |" in printed
     assert '"residual"' in output.read_text()
