@@ -337,7 +337,7 @@ def check_other_cache(args: argparse.Namespace) -> None:
     if given := lemica_flags(args):
         raise ValueError(f"{given[0]} needs --cache_type lemica, got {args.cache_type}")
     try:
-        importlib.import_module("angelslim")
+        importlib.import_module("angelslim.compressor.diffusion")
     except Exception as error:
         raise ValueError(
             f"--cache_type {args.cache_type} needs angelslim, which cannot be imported ({error}): "

@@ -4,11 +4,12 @@
 
 Upstream's transformer runs in the kit's denoising loop on the meta device, where tensors have shape and dtype but no
 numbers: a step that made the host wait for a number would fail. Counted are the floating-point operations of matrix
-products, convolutions and attention, and the bytes that every operator reads and writes, as if none stayed in the GPU's
-caches from one operator to the next. Attention itself does not run, and CUDA's autocast is imitated.
+products, convolutions and attention (all text tokens valid), and the bytes that every operator reads and writes, as if
+none stayed in the GPU's caches from one operator to the next. Attention itself does not run, nor is what it needs for
+itself in the peak, and CUDA's autocast is imitated. Launches of kernels and waits of the host are not counted.
 
-These are counts, not measurements. Divided by a GPU's peak rates they give the least seconds that steps can take there,
-and the table the share that a reused step has by that.
+These are counts, not measurements. The table divides them by a GPU's peak rates, for the share that a reused step
+would have of a full one.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from benchmark_figures import GIB, residual_bytes
 from benchmark_models import NUM_STEPS, PRESETS, Preset, meta_transformer, pipeline_around, random_inputs
 from hyvideo.commons.infer_state import MOST_KEPT, ReuseRule, kept_steps, reuse_weights
 from hyvideo.models.transformers import hunyuanvideo_1_5_transformer
+from hyvideo.models.transformers.modules import token_refiner
 from hyvideo.pipelines.hunyuan_video_pipeline import (
     DenoiseInputs,
     HunyuanVideo_1_5_Pipeline,
@@ -40,9 +42,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-# The first two computed: the second finds the cache full.
-MASK = (True, True, False, True)
-FULL, REUSED = 1, 2
+# Computed step 3 finds the cache full, and fills it again.
+MASK = (True, True, False, True, False)
+FULL, REUSED = 3, 2
 # NVIDIA's data sheet of the H100 SXM: dense bfloat16 operations and bytes of memory a second.
 H100_OPERATIONS, H100_BYTES = 989e12, 3.35e12
 
@@ -58,8 +60,8 @@ class Cost:
         return Cost(self.operations - other.operations, self.traffic - other.traffic)
 
     @property
-    def least_seconds(self) -> float:
-        """On an H100."""
+    def seconds(self) -> float:
+        """At an H100's peak rates."""
         return max(self.operations / H100_OPERATIONS, self.traffic / H100_BYTES)
 
 
@@ -80,7 +82,7 @@ class Traffic(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if not (func.is_view or "empty" in func.__name__):
+        if not (func.is_view or func is torch.ops.aten._unsafe_view.default or "empty" in func.__name__):
             tensors = (leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor))
             self.total += sum(map(distinct_bytes, tensors))
         return result
@@ -93,15 +95,19 @@ def distinct_bytes(tensor: torch.Tensor) -> int:
 
 
 class CountedAttention:
-    """In the place of upstream's attention: makes the output and counts the products."""
+    """In the place of upstream's attention: counts the products, and makes an output without the scores."""
 
     operations = 0
 
-    def __call__(self, query, key, value, img_q_len, img_kv_len, text_mask=None, **_) -> torch.Tensor:
-        batch, _, heads, width = query[0].shape
-        queries, keys = (sum(part.shape[1] for part in pair) for pair in (query, key))
-        self.operations += 4 * batch * heads * queries * keys * width
-        return torch.cat(value, dim=1).flatten(2)
+    def joint(self, query, key, value, img_q_len, img_kv_len, text_mask=None, **_) -> torch.Tensor:
+        """That of the blocks, on pairs (image, text)."""
+        return self.alone(*(torch.cat(pair, dim=1) for pair in (query, key, value)))
+
+    def alone(self, query, key, value, **_) -> torch.Tensor:
+        """That of the text refiner, on tensors (B, L, heads, channels a head)."""
+        batch, queries, heads, width = query.shape
+        self.operations += 4 * batch * heads * queries * key.shape[1] * width
+        return (query + value).flatten(2)
 
 
 class CudaAutocast(TorchFunctionMode):
@@ -113,6 +119,9 @@ class CudaAutocast(TorchFunctionMode):
         kwargs = kwargs or {}
         if dtype := self.casts.get(func):
             args, kwargs = tree_map(partial(cast, dtype=dtype), (args, kwargs))
+        if func is F.layer_norm:
+            # CUDA's kernel copies an input that is not.
+            args = (args[0].contiguous(), *args[1:])
         return func(*args, **kwargs)
 
 
@@ -150,7 +159,8 @@ def counted(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, mask, held: 
         costs.append(Cost(products.get_total_flops() + attention.operations, traffic.total))
 
     with (
-        patch.object(hunyuanvideo_1_5_transformer, "parallel_attention", attention),
+        patch.object(hunyuanvideo_1_5_transformer, "parallel_attention", attention.joint),
+        patch.object(token_refiner, "attention", attention.alone),
         patch.object(pipe, "_reuse_plan", plan_without_timesteps),
         patch.object(pipe, "_autocast", lambda *_: CudaAutocast()),
         PeakMemory() as memory,
@@ -213,7 +223,7 @@ def table(result: dict[str, Any]) -> Iterator[str]:
         yield (
             f"| {way} | {reused.operations / 1e9:.1f} | {reused.traffic / 1e9:.2f} "
             f"| {reused.traffic / runs['released']['reused'].traffic:.2f} "
-            f"| {reused.least_seconds / full.least_seconds:.3%} | {run['held'] / residual:.2f} "
+            f"| {reused.seconds / full.seconds:.3%} | {run['held'] / residual:.2f} "
             f"| {(run['peak'] - runs['uncached']['peak']) / residual:.2f} |"
         )
 
@@ -231,7 +241,7 @@ def main() -> None:
         args.output.write_text(json.dumps(result, indent=1) + "\n")
     full = Cost(**result["runs"]["uncached"]["full"])
     print(f"{args.preset}: {result['image_tokens']} tokens, CFG batch {result['batch']}, bfloat16; a full step is "
-          f"{full.operations / 1e15:.2f} PFLOP, on an H100 at least {full.least_seconds:.1f} s; "
+          f"{full.operations / 1e15:.2f} PFLOP, at an H100's peak rates {full.seconds:.1f} s; "
           f"a residual is {result['residual_bytes'] / GIB:.2f} GiB")  # fmt: skip
     print(*table(result), sep="\n")
 

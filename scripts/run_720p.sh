@@ -13,6 +13,9 @@ fi
 export T2V_REWRITE_BASE_URL="${T2V_REWRITE_BASE_URL:-}" T2V_REWRITE_MODEL_NAME="${T2V_REWRITE_MODEL_NAME:-}"
 export I2V_REWRITE_BASE_URL="${I2V_REWRITE_BASE_URL:-}" I2V_REWRITE_MODEL_NAME="${I2V_REWRITE_MODEL_NAME:-}"
 
+# Not as a flag, so that another --cache_type may follow.
+export LEMICA_STEP="${LEMICA_STEP:-25}"
+
 exec torchrun --nproc_per_node="${N_INFERENCE_GPU:-4}" generate.py \
     --prompt "$PROMPT" \
     --image_path "$IMAGE_PATH" \
@@ -26,7 +29,6 @@ exec torchrun --nproc_per_node="${N_INFERENCE_GPU:-4}" generate.py \
     --use_sageattn "${SAGE_ATTN:-false}" \
     --enable_cache "${ENABLE_CACHE:-true}" \
     --cache_type lemica \
-    --lemica_step "${LEMICA_STEP:-25}" \
     --overlap_group_offloading "${OVERLAP_GROUP_OFFLOADING:-true}" \
     --sr "${ENABLE_SR:-false}" \
     --save_pre_sr_video \
