@@ -48,9 +48,10 @@ def test_autocast_is_imitated_where_layers_call_it():
         assert F.silu(tokens).dtype == torch.bfloat16
 
 
-def test_the_command_prints_what_it_writes(monkeypatch, tmp_path, capsys):
+def test_the_command_prints_what_it_writes(runs, monkeypatch, tmp_path, capsys):
     output = tmp_path / "counts.json"
     monkeypatch.setattr("sys.argv", ["benchmark_counts.py", "tiny", "--output", str(output)])
+    monkeypatch.setattr(benchmark_counts, "count", lambda _: runs)
     benchmark_counts.main()
     printed = capsys.readouterr().out
     assert "| velocity | 0.0 |" in printed
