@@ -28,9 +28,12 @@ import loguru
 import torch
 from hyvideo.commons import PIPELINE_CONFIGS, TRANSFORMER_VERSION_TO_SR_VERSION, get_rank
 from hyvideo.commons.infer_state import (
-    FORECASTS,
-    MOST_KEPT,
+    KEPT,
+    RULES,
     InferState,
+    Target,
+    changed_model_name,
+    config_digest,
     default_budget,
     initialize_infer_state,
     parse_budget,
@@ -101,7 +104,7 @@ def add_switch(group, flag: str, default: bool | None, text: str) -> None:
 
 def add_request_flags(group) -> None:
     group.add_argument("--prompt", required=True, help="what the video shows")
-    group.add_argument("--negative_prompt", default="", help="what it shall not show (default: nothing)")
+    group.add_argument("--negative_prompt", default="", help="what it does not show (default: nothing)")
     group.add_argument("--image_path", help="first frame, for image-to-video; 'none' for text-to-video (default)")
     group.add_argument("--resolution", required=True, choices=["480p", "720p"])
     group.add_argument("--aspect_ratio", default="16:9", help="width:height of a text-to-video (default: 16:9)")
@@ -114,7 +117,7 @@ def add_request_flags(group) -> None:
     add_switch(group, "--sr", True, "super-resolution (default: true)")
     add_switch(group, "--save_pre_sr_video", False, "also save the video before super-resolution (default: false)")
     add_switch(
-        group, "--save_lossless", False, "also save NAME_lossless.mkv, for python -m lemica compare (default: false)"
+        group, "--save_lossless", False, "also save NAME_lossless.mkv, for lemica compare (default: false)"
     )
     add_switch(group, "--save_generation_config", True, "save arguments and run report as JSON (default: true)")
 
@@ -150,18 +153,13 @@ def add_cache_flags(group) -> None:
         metavar="B",
         help="lemica: computed steps, a number or slow|medium|fast|ultra = 25|20|15|10 (default: $LEMICA_STEP or 25)",
     )
-    group.add_argument("--lemica_mask", metavar="FILE", help="lemica: a step mask from python -m lemica plan")
+    group.add_argument("--lemica_mask", metavar="FILE", help="lemica: a step mask from lemica plan, instead of B")
     group.add_argument(
-        "--lemica_reuse", choices=list(MOST_KEPT), help="lemica: what is reused (default: the mask's, else residual)"
+        "--lemica_reuse", choices=KEPT, help="lemica, without a mask: what is reused (default: residual)"
     )
-    group.add_argument(
-        "--lemica_forecast",
-        choices=list(FORECASTS),
-        metavar="NAME",
-        help=f"lemica: how it is carried to a reused step, {', '.join(FORECASTS)} (default: the mask's, else hold)",
-    )
+    group.add_argument("--lemica_forecast", choices=RULES, help="lemica, no mask: how it is carried on (default: hold)")
     add_switch(
-        group, "--force_mask", False, "lemica: use a mask that was planned for another rule or model (default: false)"
+        group, "--force_mask", False, "lemica: use a mask of another model, sampler or arithmetic (default: false)"
     )
     group.add_argument("--no_cache_block_id", default="53", help="deepcache: blocks always computed (default: 53)")
     group.add_argument("--cache_start_step", type=int, default=11, help="the other types: first reused step, about")
@@ -198,11 +196,24 @@ def transformer_version(args: argparse.Namespace) -> str:
     return f"{args.resolution}_{task_of(args)}{distilled}{'_sparse' if args.sparse_attn else ''}"
 
 
-def model_name(args: argparse.Namespace) -> str:
-    """What a graph or a mask belongs to: the checkpoint's version and whatever changes it or its sampler."""
-    changes = [] if args.flow_shift is None else [f"shift {args.flow_shift}"]
-    changes += [Path(path).name for path in (args.checkpoint_path, args.lora_path) if path]
-    return " + ".join([transformer_version(args), *changes])
+def run_target(args: argparse.Namespace) -> Target:
+    """The model, the sampler and the arithmetic of this run: what a mask must belong to."""
+    version = transformer_version(args)
+    defaults = PIPELINE_CONFIGS[version]
+    num_steps = args.num_inference_steps or defaults.get("num_inference_steps", DEFAULT_NUM_STEPS)
+    shift = args.flow_shift or defaults["flow_shift"]
+    return Target(
+        model=changed_model_name(version, args.checkpoint_path, args.lora_path),
+        config=config_digest(os.path.join(args.model_path, "transformer", version)),
+        sigmas=noise_levels(num_steps, shift),
+        dtype="bfloat16" if torch.cuda.is_available() else "float32",
+    )
+
+
+def noise_levels(num_steps: int, shift: float) -> tuple[float, ...]:
+    """The sampler's N + 1 noise levels: even ones s, moved to shift s / (1 + (shift - 1) s)."""
+    even = (1 - step / num_steps for step in range(num_steps + 1))
+    return tuple(shift * s / (1 + (shift - 1) * s) for s in even)
 
 
 def check_request(args: argparse.Namespace) -> None:
@@ -319,15 +330,10 @@ def check_output(args: argparse.Namespace) -> None:
 
 
 def check_cache(args: argparse.Namespace, state: InferState) -> None:
-    if state.uses_lemica and state.lemica_mask is None and state.lemica_step is None:
-        try:
-            args.lemica_step = state.lemica_step = parse_budget(default_budget())
-        except ValueError as error:
-            raise ValueError(f"the environment variable LEMICA_STEP: {error}") from error
     if state.uses_lemica:
-        default = PIPELINE_CONFIGS[transformer_version(args)].get("num_inference_steps", DEFAULT_NUM_STEPS)
-        resolve_mask(state, args.num_inference_steps or default)
-        check_mask_model(args, state.lemica_mask_model)
+        if state.lemica_mask is None and state.lemica_step is None:
+            args.lemica_step = state.lemica_step = default_budget()
+        resolve_mask(state, run_target(args))
     elif state.enable_cache:
         check_other_cache(args)
 
@@ -351,15 +357,6 @@ def lemica_flags(args: argparse.Namespace) -> list[str]:
     return [f"--{name}" for name in names if getattr(args, name) is not None]
 
 
-def check_mask_model(args: argparse.Namespace, planned_for: str | None) -> None:
-    if planned_for in (None, model_name(args)) or args.force_mask:
-        return
-    raise ValueError(
-        f"the mask was planned for {planned_for}, this run is {model_name(args)}: plan one for it, "
-        "or type --force_mask true to use it all the same"
-    )
-
-
 def output_path(args: argparse.Namespace) -> Path:
     """Where the video goes; without --output_path a name made of model and time, the same at every call."""
     if args.output_path is None:
@@ -380,53 +377,20 @@ def rank0_log(message: str, level: str = "INFO") -> None:
 
 
 def load_pipeline(args: argparse.Namespace, state: InferState):
-    """The pipeline with all its weights, then with the optimisations that must see the final weights."""
-    from hyvideo.pipelines.hunyuan_video_pipeline import HunyuanVideo_1_5_Pipeline, default_device
+    from hyvideo.pipelines.hunyuan_video_pipeline import HunyuanVideo_1_5_Pipeline
 
-    has_gpu = default_device().type == "cuda"
-    offloading = args.offloading and has_gpu
-    group_offloading = args.group_offloading
-    if group_offloading is None:
-        group_offloading = offloading and HunyuanVideo_1_5_Pipeline.get_offloading_config()["enable_group_offloading"]
-    home = torch.device("cpu") if offloading else default_device()
-    pipe = HunyuanVideo_1_5_Pipeline.create_pipeline(
+    return HunyuanVideo_1_5_Pipeline.load(
         args.model_path,
         transformer_version(args),
-        create_sr_pipeline=args.sr,
-        transformer_dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype],
-        device=home,
-        transformer_init_device=torch.device("cpu") if group_offloading else home,
-    )
-    if args.checkpoint_path:
-        load_checkpoint_to_transformer(pipe, args.checkpoint_path)
-    if args.lora_path:
-        load_lora_adapter(pipe, args.lora_path)
-
-    offload = dict(
-        enable_offloading=offloading,
-        enable_group_offloading=group_offloading,
+        state,
+        with_sr=args.sr,
+        dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype],
+        checkpoint_path=args.checkpoint_path,
+        lora_path=args.lora_path,
+        offloading=args.offloading,
+        group_offloading=args.group_offloading,
         overlap_group_offloading=args.overlap_group_offloading,
     )
-    pipe.apply_infer_optimization(infer_state=state, **offload)
-    if args.sr:
-        # The SR model takes few steps: there is nothing to reuse.
-        pipe.sr_pipeline.apply_infer_optimization(dataclasses.replace(state, enable_cache=False), **offload)
-    rank0_log(f"offloading {offloading}, by groups {group_offloading}")
-    return pipe
-
-
-def load_checkpoint_to_transformer(pipe, checkpoint_path: str) -> None:
-    """Load a distributed checkpoint, as train.py saves it, into the transformer."""
-    from torch.distributed import checkpoint
-    from torch.distributed.checkpoint.state_dict import get_model_state_dict
-
-    rank0_log(f"loading the checkpoint {checkpoint_path}")
-    checkpoint.load({"model": get_model_state_dict(pipe.transformer)}, checkpoint_id=checkpoint_path)
-
-
-def load_lora_adapter(pipe, lora_path: str) -> None:
-    rank0_log(f"loading the LoRA adapter {lora_path}")
-    pipe.transformer.load_lora_adapter(lora_path, prefix=None, adapter_name="default", use_safetensors=True)
 
 
 def generate_video(args: argparse.Namespace, state: InferState) -> None:

@@ -1,7 +1,7 @@
 """HunyuanVideo-1.5 pipeline that skips the transformer blocks on the steps that a mask names, and reuses earlier steps.
 
-Reads top to bottom as data flows: what is kept between steps (ReusedKind, StepCache), what is measured (Stopwatch,
-RunReport), then the pipeline: prepare -> denoise -> decode, the parts that prepare, optimisations, loading.
+Reads top to bottom as data flows: what is kept between steps (StepCache), what is measured (Stopwatch), then the
+pipeline: prepare -> denoise -> decode, the parts that prepare, optimisations, loading.
 A drop-in for upstream's file of the same name: same public names, signatures and behaviour.
 """
 
@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -37,13 +37,13 @@ from hyvideo.commons import (
 )
 from hyvideo.commons.infer_state import (
     InferState,
-    ResolvedMask,
-    ReuseRule,
+    Mask,
     RunReport,
-    StepMask,
+    Target,
+    changed_model_name,
+    config_digest,
     kept_steps,
     resolve_mask,
-    reuse_weights,
 )
 from hyvideo.commons.parallel_states import get_parallel_state
 from hyvideo.models.autoencoders.hunyuanvideo_15_vae import AutoencoderKLConv3D
@@ -130,17 +130,19 @@ def _broadcast(value: Any) -> Any:
 
 
 @contextmanager
-def _noting_block_stack(net: HunyuanVideo_1_5_DiffusionTransformer, note: Callable[..., torch.Tensor]):
-    """Yields a list that, after a forward inside, holds `note(blocks' input, blocks' output)`, image tokens only."""
-    ends = []
+def _noting_residual(net: HunyuanVideo_1_5_DiffusionTransformer):
+    """Yields a list that, after a forward inside, holds the block stack's residual, image tokens only."""
+    starts: list[torch.Tensor] = []
     noted: list[torch.Tensor] = []
 
     def before_blocks(_module, _args, kwargs):
-        ends.append(kwargs["img"])
+        starts.append(kwargs["img"])
 
     def after_blocks(_module, args):
-        # The input is let go at once: the final layer need not find room beside it.
-        noted.append(note(ends.pop(), args[0]))
+        # The start is let go at once: the final layer need not find room beside it. Under autocast the blocks leave the
+        # image tokens in the dtype that they came in, but the text in float32: joining both makes float32 of all.
+        start = starts.pop()
+        noted.append(args[0].to(start.dtype) - start)
 
     hooks = (
         net.double_blocks[0].register_forward_pre_hook(before_blocks, with_kwargs=True),
@@ -153,18 +155,8 @@ def _noting_block_stack(net: HunyuanVideo_1_5_DiffusionTransformer, note: Callab
             hook.remove()
 
 
-# Under autocast the blocks leave the image tokens in the dtype that they came in, but the text in float32: joining both
-# for the final layer makes float32 of all, twice the bytes for the same numbers. What is kept has the blocks' dtype.
-
-
 def _compute_residual(net: HunyuanVideo_1_5_DiffusionTransformer, inputs: dict[str, Any]):
-    with _noting_block_stack(net, lambda start, end: end.to(start.dtype) - start) as noted:
-        return net(**inputs)[0], *noted
-
-
-def _compute_output(net: HunyuanVideo_1_5_DiffusionTransformer, inputs: dict[str, Any]):
-    # A copy, because it is a view of image and text tokens joined.
-    with _noting_block_stack(net, lambda start, end: end.to(start.dtype, copy=True)) as noted:
+    with _noting_residual(net) as noted:
         return net(**inputs)[0], *noted
 
 
@@ -173,19 +165,15 @@ def _compute_velocity(net: HunyuanVideo_1_5_DiffusionTransformer, inputs: dict[s
     return velocity, velocity
 
 
-def _from_residual(net: HunyuanVideo_1_5_DiffusionTransformer, inputs: dict[str, Any], carried: torch.Tensor):
+def _from_residual(net: HunyuanVideo_1_5_DiffusionTransformer, inputs: dict[str, Any], residual: torch.Tensor):
+    """Image embedding + residual, then the end of upstream's forward: final layer, gathering the parts, unpatchify."""
     tokens = net.img_in(inputs["hidden_states"])
     parallel = get_parallel_state()
     shard = _split(tokens, dim=1)[parallel.sp_rank] if parallel.sp_enabled else tokens
-    # In this order the sum is laid out as what was carried, token by token: the final layer's norm need not copy it.
-    return _from_output(net, inputs, carried + shard)
-
-
-def _from_output(net: HunyuanVideo_1_5_DiffusionTransformer, inputs: dict[str, Any], carried: torch.Tensor):
-    """The end of upstream's forward: final layer, gathering the ranks' parts, unpatchify."""
+    # In this order the sum is laid out as the residual, token by token: the final layer's norm need not copy it.
+    velocity = net.final_layer(residual + shard, _modulation(net, inputs))
     grid = [size // patch for size, patch in zip(inputs["hidden_states"].shape[2:], net.patch_size, strict=True)]
-    velocity = net.final_layer(carried, _modulation(net, inputs))
-    if get_parallel_state().sp_enabled:
+    if parallel.sp_enabled:
         velocity = _gather(velocity, [len(part) for part in _split(torch.arange(math.prod(grid)), dim=0)])
     return net.unpatchify(velocity, *grid)
 
@@ -206,69 +194,75 @@ def _modulation(net: HunyuanVideo_1_5_DiffusionTransformer, inputs: dict[str, An
 
 
 @dataclass(frozen=True)
-class ReusedKind:
-    """One kind of tensor to reuse.
+class KeptKind:
+    """One kind of tensor to keep.
 
-    compute: upstream's forward, unchanged, on its keyword arguments -> its output (B, C, T, H, W) and what to keep.
-    velocity: the output (B, C, T, H, W) that follows from such a tensor with the current step's arguments.
-    modules: names of the transformer's modules that `velocity` runs, those that the model has.
+    Args:
+        compute: upstream's forward, unchanged, on its keyword arguments -> its output (B, C, T, H, W) and what to keep.
+        reuse: the output (B, C, T, H, W) that follows from such a tensor with the current step's arguments.
+        modules: names of the transformer's modules that `reuse` runs, those that the model has.
     """
 
     compute: Callable[..., tuple[torch.Tensor, torch.Tensor]]
-    velocity: Callable[..., torch.Tensor]
+    reuse: Callable[..., torch.Tensor]
     modules: tuple[str, ...] = ()
 
 
-_END_MODULES = ("time_in", "vector_in", "guidance_in", "time_r_in", "final_layer")
-# Residual and output are (B, L, hidden), in the dtype of the block stack, sharded like the image tokens. The velocity
-# is whole on every rank, (B, C, T, H, W), so that reusing it needs no collective. B is the whole CFG batch.
-REUSED_KINDS = {
-    "residual": ReusedKind(_compute_residual, _from_residual, ("img_in", *_END_MODULES)),
-    "output": ReusedKind(_compute_output, _from_output, _END_MODULES),
-    "velocity": ReusedKind(_compute_velocity, lambda _net, _inputs, carried: carried),
+# A residual is (B, L, hidden), in the dtype of the block stack, sharded like the image tokens. A velocity is whole on
+# every rank, (B, C, T, H, W), so that reusing it needs no collective. B is the whole CFG batch.
+KEPT_KINDS = {
+    "residual": KeptKind(
+        _compute_residual,
+        _from_residual,
+        ("img_in", "time_in", "vector_in", "guidance_in", "time_r_in", "final_layer"),
+    ),
+    "velocity": KeptKind(_compute_velocity, lambda _net, _inputs, velocity: velocity),
 }
 
 
-def combined(weights: Sequence[float], tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The sum of `tensors`, oldest first, with `weights` that sum to 1; a single tensor is returned as it is.
-
-    Summed up as the newest plus weighted differences from it: these are small, and so is what bfloat16 rounds away.
-    """
-    newest = total = tensors[-1]
-    for weight, tensor in zip(weights[:-1], tensors[:-1], strict=True):
-        total = total.add(tensor - newest, alpha=weight)
-    return total
+def weighted_sum(weights: Sequence[float], tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """sum_k w_k F_k of the last kept tensors, oldest first, taken in float32; the newest alone as it is."""
+    if tuple(weights) == (1.0,):
+        return tensors[-1]
+    last = tensors[-len(weights) :]
+    total = torch.zeros_like(last[-1], dtype=torch.float32)
+    for weight, tensor in zip(weights, last, strict=True):
+        total.add_(tensor, alpha=weight)
+    return total.to(last[-1].dtype)
 
 
 class StepCache:
-    """What computed steps leave for reused ones: the last few tensors of the kind that the rule names, oldest first.
+    """What computed steps leave for reused ones: the last few kept tensors, oldest first.
 
-    Source of the idea of step-level reuse: LeMiCa, arXiv 2511.00090, whose released kit in effect reuses the output and
-    holds it.
+    Source of the idea of step-level reuse: LeMiCa, arXiv 2511.00090.
     """
 
-    def __init__(self, transformer: HunyuanVideo_1_5_DiffusionTransformer, rule: ReuseRule | None = None):
-        rule = rule or ReuseRule()
+    def __init__(self, transformer: HunyuanVideo_1_5_DiffusionTransformer, mask: Mask):
         self.transformer = transformer
-        self.kind = REUSED_KINDS[rule.reuse]
-        self.history = rule.history
+        self.mask = mask
+        self.kind = KEPT_KINDS[mask.kept]
+        # Known before the first step: the loop need not wait for the device, and ranks cannot diverge.
+        self.must_keep = kept_steps(mask)
         self.kept: list[torch.Tensor] = []
 
-    def compute(self, inputs: dict[str, Any], keep: bool) -> torch.Tensor:
-        """Upstream's forward, unchanged, (B, C, T, H, W); with `keep` its tensor joins the kept ones.
-
-        Without `keep` no reused step needs this tensor, nor any older one: all are let go before the forward.
-        """
-        del self.kept[: max(0, len(self.kept) - self.history + 1) if keep else None]
-        if not keep:
+    def compute(self, step: int, inputs: dict[str, Any]) -> torch.Tensor:
+        """Upstream's forward, unchanged, (B, C, T, H, W); what it leaves joins the kept tensors if it will be read."""
+        self._make_room(step)
+        if not self.must_keep[step]:
             return self.transformer(**inputs)[0]
         velocity, tensor = self.kind.compute(self.transformer, inputs)
         self.kept.append(tensor)
         return velocity
 
-    def reuse(self, inputs: dict[str, Any], weights: Sequence[float]) -> torch.Tensor:
+    def _make_room(self, step: int) -> None:
+        """Before a forward, let go what no later step reads. Who reads an older tensor reads the newer ones, too."""
+        still_read = self.mask.history - 1 if self.must_keep[step] else 0
+        while len(self.kept) > still_read:
+            self.kept.pop(0)
+
+    def reuse(self, step: int, inputs: dict[str, Any]) -> torch.Tensor:
         """The transformer's output (B, C, T, H, W) by the kept tensors with their weights: no block, no text path."""
-        return self.kind.velocity(self.transformer, inputs, combined(weights, self.kept))
+        return self.kind.reuse(self.transformer, inputs, weighted_sum(self.mask.weights[step], self.kept))
 
     def clear(self) -> None:
         self.kept.clear()
@@ -312,7 +306,7 @@ class Stopwatch:
             torch.cuda.synchronize()
 
     def mark(self) -> None:
-        """Note the beginning of the first step or the end of a step, without waiting for the device."""
+        """Note the beginning of the first step, or the end of one, without waiting for the device."""
         if not self.on_gpu:
             self._marks.append(time.perf_counter())
             return
@@ -350,8 +344,7 @@ class GenerationSettings:
     guidance: float | None
     scheduler: FlowMatchDiscreteScheduler
     timesteps: torch.Tensor
-    mask: ResolvedMask
-    rule: ReuseRule
+    mask: Mask
     seed: int
     generator: torch.Generator | list[torch.Generator]
 
@@ -369,18 +362,17 @@ class DenoiseInputs:
     """All that the denoising loop reads.
 
     noise (B, 32, T, H, W) and condition (B or 2B with CFG, 33, T, H, W) are concatenated on the channels at every
-    step; transformer_kwargs go to the transformer unchanged at every step, step_kwargs to the scheduler. The mask says
-    which steps are computed, the rule what the others reuse.
+    step; transformer_kwargs go to the transformer unchanged at every step, step_kwargs to the scheduler. The mask, with
+    its weights, says which steps are computed and what the others are made of.
     """
 
     noise: torch.Tensor
     condition: torch.Tensor
     timesteps: torch.Tensor
     scheduler: FlowMatchDiscreteScheduler
-    mask: StepMask
+    mask: Mask
     transformer_kwargs: dict[str, Any]
     step_kwargs: dict[str, Any]
-    rule: ReuseRule = field(default_factory=ReuseRule)
 
 
 class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
@@ -454,6 +446,8 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         self.enable_offloading = enable_offloading
         self.infer_state: InferState | None = None
         self.cache_helper = None
+        self.model_name: str | None = None
+        self.model_config: str | None = None
 
     def _set_up_device(self, execution_device: str | torch.device | None) -> None:
         """Upstream's dtypes and autocast on a GPU; float32 without autocast on a CPU, where numbers are exact."""
@@ -463,6 +457,15 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         self.vae_dtype = torch.float16 if on_gpu else torch.float32
         self.autocast_enabled = self.vae_autocast_enabled = on_gpu
         self.noise_init_device = torch.device("cpu")
+
+    def target(self, scheduler: FlowMatchDiscreteScheduler) -> Target:
+        """What a mask must belong to for a run with this scheduler, once its time steps are set."""
+        return Target(
+            model=self.model_name,
+            config=self.model_config,
+            sigmas=tuple(scheduler.sigmas.double().tolist()),
+            dtype=str(self.target_dtype).removeprefix("torch."),
+        )
 
     @torch.no_grad()
     def __call__(
@@ -552,7 +555,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
             condition=condition.repeat(copies, 1, 1, 1, 1),
             timesteps=settings.timesteps,
             scheduler=settings.scheduler,
-            mask=settings.mask.steps,
+            mask=settings.mask,
             transformer_kwargs=dict(
                 **text_kwargs,
                 **self.rotary_tables(settings.latent_size),
@@ -564,71 +567,51 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
             step_kwargs=self.prepare_extra_func_kwargs(
                 settings.scheduler.step, {"generator": settings.generator, "eta": 0.0}
             ),
-            rule=settings.rule,
         )
 
     def rotary_tables(self, latent_size: tuple[int, int, int]) -> dict[str, torch.Tensor]:
         """Cosines and sines of the positions of all image tokens, two of (L, channels a head), float32.
 
         Upstream's transformer makes the same ones for itself, but on the CPU, and then every block of every step copies
-        both to the device: 114 MB a block at 720p, divided by the sequence-parallel degree.
+        both to the device: 114 MB per block at 720p, divided by the sequence-parallel degree.
         """
         grid = tuple(size // patch for size, patch in zip(latent_size, self.transformer.patch_size, strict=True))
         cosines, sines = self.transformer.get_rotary_pos_embed(grid)
         return dict(freqs_cos=cosines.to(self.execution_device), freqs_sin=sines.to(self.execution_device))
 
     @torch.no_grad()
-    def denoise(
-        self,
-        inputs: DenoiseInputs,
-        clock: Stopwatch | None = None,
-        *,
-        mask: StepMask | None = None,
-        start: int = 0,
-        stop: int | None = None,
-        latents: torch.Tensor | None = None,
-        cache: StepCache | None = None,
-        on_step=None,
-    ) -> torch.Tensor:
-        """Run the sampler's steps `start` to `stop` - 1; returns the latents after them (B, 32, T, H, W), float32.
-
-        Generation needs `inputs` alone and runs every step. To replay part of a trajectory, give another `mask`, the
-        `latents` before step `start` and, if that step is reused, a `cache` for the inputs' rule that holds what the
-        computed steps before it leave; `on_step(index, latents)` is called after every step.
-        """
+    def denoise(self, inputs: DenoiseInputs, clock: Stopwatch | None = None) -> torch.Tensor:
+        """Run the sampler from noise to clean latents (B, 32, T, H, W), float32."""
         clock = clock or Stopwatch(self.execution_device)
-        mask = mask or inputs.mask
-        latents = inputs.noise if latents is None else latents
-        cache = cache or StepCache(self.transformer, inputs.rule)
-        keep, weights = self._reuse_plan(mask, inputs)
+        mask, latents = inputs.mask, inputs.noise
+        cache = StepCache(self.transformer, mask)
         # A copy, because the scheduler counts its steps: every pass counts anew.
         scheduler = copy.copy(inputs.scheduler)
-        steps = range(len(inputs.timesteps))[start:stop]
         self._num_timesteps = len(inputs.timesteps)
-        if not all(mask):
+        if not all(mask.steps):
             self._exempt_from_group_offload(cache.reuse_modules())
 
         with (
-            self.progress_bar(total=len(steps)) as bar,
+            self.progress_bar(total=mask.num_steps) as bar,
             self.on_device(self.transformer, clock),
             self._clearing(cache),
         ):
             clock.mark()
-            for i in steps:
-                arguments = self._transformer_inputs(i, latents, inputs)
+            for step, t in enumerate(inputs.timesteps):
+                arguments = self._transformer_inputs(step, latents, inputs)
+                transformer = cache.compute if mask.steps[step] else cache.reuse
                 with self._autocast(self.target_dtype, self.autocast_enabled):
-                    velocity = cache.compute(arguments, keep[i]) if mask[i] else cache.reuse(arguments, weights[i])
+                    velocity = transformer(step, arguments)
                 velocity = self._guide(velocity)
-                latents = scheduler.step(
-                    velocity, inputs.timesteps[i], latents, **inputs.step_kwargs, return_dict=False
-                )[0]
+                latents = scheduler.step(velocity, t, latents, **inputs.step_kwargs, return_dict=False)[0]
                 clock.mark()
-                done = mask[start : i + 1]
-                bar.set_postfix(computed=sum(done), reused=len(done) - sum(done), refresh=False)
-                bar.update()
-                if on_step is not None:
-                    on_step(i, latents)
+                self._show_progress(bar, mask.steps[: step + 1])
         return latents
+
+    @staticmethod
+    def _show_progress(bar, done: tuple[bool, ...]) -> None:
+        bar.set_postfix(computed=sum(done), reused=len(done) - sum(done), refresh=False)
+        bar.update()
 
     def decode(
         self, latents: torch.Tensor, generator=None, tile_parallelism: bool = True, clock: Stopwatch | None = None
@@ -652,16 +635,6 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         ):
             frames = self.vae.decode(latents, return_dict=False, generator=generator)[0]
         return (frames / 2 + 0.5).clamp(0, 1).cpu().float()
-
-    def _reuse_plan(
-        self, mask: StepMask, inputs: DenoiseInputs
-    ) -> tuple[tuple[bool, ...], tuple[tuple[float, ...], ...]]:
-        """For every step, whether its tensor is kept, and how the kept ones are weighted: known before the first.
-
-        So the loop need not wait for the device, and ranks cannot diverge.
-        """
-        sigmas = (inputs.timesteps / inputs.scheduler.config.num_train_timesteps).tolist()
-        return kept_steps(mask, inputs.rule.history), reuse_weights(mask, sigmas, inputs.rule)
 
     def _transformer_inputs(self, i: int, latents: torch.Tensor, inputs: DenoiseInputs) -> dict[str, Any]:
         """The transformer's keyword arguments at step `i`: the CFG batch is [negative, positive]."""
@@ -737,8 +710,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
             self.execution_device,
             **self.prepare_extra_func_kwargs(self.scheduler.set_timesteps, {"n_tokens": int(np.prod(latent_size))}),
         )
-        mask = resolve_mask(self.infer_state, len(timesteps))
-        rule = self.infer_state.rule if self.infer_state else ReuseRule()
+        mask = resolve_mask(self.infer_state, self.target(self.scheduler))
         seed = _broadcast(random.randint(100000, 999999) if seed in (None, -1) else seed)
         settings = GenerationSettings(
             prompt=self._rewrite(prompt, image, task) if prompt_rewrite else prompt,
@@ -751,7 +723,6 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
             scheduler=self.scheduler,
             timesteps=timesteps,
             mask=mask,
-            rule=rule,
             seed=seed,
             generator=generator or torch.Generator(device=self.noise_init_device).manual_seed(seed),
         )
@@ -800,14 +771,14 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
     def _log_settings(self, settings: GenerationSettings, video_length: int) -> None:
         if get_rank() != 0:
             return
-        steps = settings.mask.steps
+        mask = settings.mask
         logger.info(
             f"{settings.task} {settings.width}x{settings.height}, {video_length} frames, seed {settings.seed}, "
             f"guidance {self.guidance_scale}, shift {settings.scheduler.config.shift}, "
             f"attention {self.transformer.attn_mode}, {self.transformer.dtype}, prompt: {settings.prompt}"
         )
-        reused = "" if all(steps) else f", the others reuse: {settings.rule}"
-        logger.info(f"{sum(steps)} of {len(steps)} steps computed ({settings.mask.origin} mask){reused}")
+        reused = "" if all(mask.steps) else f", the others reuse: {mask.kept} + {mask.rule}"
+        logger.info(f"{mask.budget} of {mask.num_steps} steps computed ({mask.origin} mask){reused}")
 
     def _encode_text(self, settings: GenerationSettings, clock: Stopwatch) -> dict[str, Any]:
         """The transformer's text arguments; with CFG the batch is [negative, positive]."""
@@ -884,7 +855,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         return hidden_states, output.attention_mask
 
     def _extract_glyph_texts(self, prompt: str) -> list[str]:
-        """The texts in straight or curly double quotes, which the video shall show, without repeats."""
+        """The texts in straight or curly double quotes, which the video is to show, without repeats."""
         quoted = re.findall(r'"(.*?)"|“(.*?)”', prompt)
         return list(dict.fromkeys(straight or curly for straight, curly in quoted))
 
@@ -1166,6 +1137,71 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         return {"sample_size": sample_size, "tile_overlap_factor": overlap, "dtype": torch.float16}
 
     @classmethod
+    def load(
+        cls,
+        model_path: str,
+        transformer_version: str,
+        infer_state: InferState | None = None,
+        *,
+        with_sr: bool = False,
+        dtype: torch.dtype = torch.bfloat16,
+        checkpoint_path: str | None = None,
+        lora_path: str | None = None,
+        offloading: bool = True,
+        group_offloading: bool | None = None,
+        overlap_group_offloading: bool = True,
+    ) -> "HunyuanVideo_1_5_Pipeline":
+        """The pipeline with all its weights, then with the optimisations, which must see the final weights.
+
+        Args:
+            model_path: folder of a checkpoint in upstream's layout, or a Hub repository owner/name.
+            transformer_version: name of the model, as ``get_transformer_version`` gives it.
+            infer_state: switches of the runs to come.
+            with_sr: whether to load the super-resolution model, too.
+            dtype: of the transformer's weights on a GPU.
+            checkpoint_path: folder of a distributed checkpoint, as train.py saves it, for the transformer.
+            lora_path: folder of a LoRA adapter for the transformer.
+            offloading: keep models on the CPU while they are not used; there is nothing to offload without a GPU.
+            group_offloading: stream the transformer block by block; None: where the GPU is small.
+            overlap_group_offloading: overlap streaming with computing.
+        """
+        offloading = offloading and default_device().type == "cuda"
+        if group_offloading is None:
+            group_offloading = offloading and cls.get_offloading_config()["enable_group_offloading"]
+        home = torch.device("cpu") if offloading else default_device()
+        pipeline = cls.create_pipeline(
+            model_path,
+            transformer_version,
+            create_sr_pipeline=with_sr,
+            transformer_dtype=dtype,
+            device=home,
+            transformer_init_device=torch.device("cpu") if group_offloading else home,
+        )
+        pipeline.change_transformer(checkpoint_path, lora_path)
+        offload = dict(
+            enable_offloading=offloading,
+            enable_group_offloading=group_offloading,
+            overlap_group_offloading=overlap_group_offloading,
+        )
+        state = infer_state or InferState()
+        pipeline.apply_infer_optimization(infer_state=state, **offload)
+        if with_sr:
+            # The SR model takes few steps: there is nothing to reuse.
+            pipeline.sr_pipeline.apply_infer_optimization(replace(state, enable_cache=False), **offload)
+        return pipeline
+
+    def change_transformer(self, checkpoint_path: str | None = None, lora_path: str | None = None) -> None:
+        """Load a distributed checkpoint and a LoRA adapter into the transformer, each if there is one."""
+        if checkpoint_path:
+            from torch.distributed import checkpoint
+            from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+            checkpoint.load({"model": get_model_state_dict(self.transformer)}, checkpoint_id=checkpoint_path)
+        if lora_path:
+            self.transformer.load_lora_adapter(lora_path, prefix=None, adapter_name="default", use_safetensors=True)
+        self.model_name = changed_model_name(self.model_name, checkpoint_path, lora_path)
+
+    @classmethod
     def create_pipeline(
         cls,
         pretrained_model_name_or_path: str,
@@ -1209,6 +1245,8 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
             **_vision_sizes(vision_encoder),
             **PIPELINE_CONFIGS[transformer_version],
         )
+        pipeline.model_name = transformer_version
+        pipeline.model_config = config_digest(os.path.join(folder, "transformer", transformer_version))
         if create_sr_pipeline:
             sr_version = TRANSFORMER_VERSION_TO_SR_VERSION[transformer_version]
             pipeline.sr_pipeline = pipeline.create_sr_pipeline(folder, sr_version, transformer_dtype, device)
@@ -1319,15 +1357,15 @@ def _existing(path: str) -> str:
 
 
 def _report(settings: GenerationSettings, clock: Stopwatch) -> RunReport:
-    steps, rule = settings.mask.steps, settings.rule
+    mask = settings.mask
     return RunReport(
         seed=settings.seed,
         prompt=settings.prompt,
-        num_steps=len(steps),
-        computed_steps=[step for step, computed in enumerate(steps) if computed],
-        mask_origin=settings.mask.origin,
-        reuse=None if all(steps) else rule.reuse,
-        forecast=None if all(steps) else rule.forecast,
+        num_steps=mask.num_steps,
+        computed_steps=list(mask.computed_steps),
+        mask_origin=mask.origin,
+        reuse=None if all(mask.steps) else mask.kept,
+        forecast=None if all(mask.steps) else mask.rule,
         step_seconds=clock.step_seconds(),
         stage_seconds=dict(clock.stages),
     )

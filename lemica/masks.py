@@ -1,115 +1,359 @@
-"""Step masks as files (format "lemica-mask/1"), as lines of text, and the two that plans are compared with. No torch.
+"""Step masks: which denoising steps run the transformer blocks, and what the other steps are made of.
 
-The file is JSON: "format", "model", "num_steps", "budget", "computed_steps" from 0 to num_steps - 1, "origin", "reuse",
-"forecast"; and for fitted forecasts "weights", a list a step: of a reused step a number for each kept tensor.
-Generation reads the same files with infer_state.py, whose reader is used here too: what is read here, runs there.
+A step mask has one boolean per step: True is a computed step, False a reused one. A computed step leaves a kept tensor;
+a reused step takes a weighted sum of kept tensors (LeMiCa, arXiv 2511.00090, with weight 1 for the newest one).
+
+    >>> mask = read_mask("mask20.json")
+    >>> mask.budget, mask.kept
+    (20, 'velocity')
+
+Standard library only. What stands between the two marker lines is carried by the kit's infer_state.py, word for word:
+scripts/embed_masks.py puts it there.
 """
 
-import importlib.util
 import json
+import math
 import os
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
+from dataclasses import asdict, dataclass, fields, replace
+from fractions import Fraction
+from itertools import accumulate, pairwise
 
 from lemica.files import write_text
 
-COMPUTED_CELL, REUSED_CELL = "■", "·"
+# ---- shared with the kit: begin
+MASK_FORMAT = "lemica-mask/2"
+# The scheduler knows 1000 time steps; more could not be told apart.
+MAX_NUM_STEPS = 1000
+# residual: what the block stack adds to its input. velocity: what the transformer returns, before guidance.
+KEPT = ("residual", "velocity")
+# A row of weights whose absolute values sum to more would enlarge rounding errors as much.
+MAX_WEIGHT_SUM = 8
 
-# Where infer_state.py stands, seen from the folder that holds lemica/: in the kit, and in a tree that it is copied to.
-_INFER_STATE_PATHS = ("infer_state.py", "hyvideo/commons/infer_state.py")
+# Computed steps of the released masks, by budget. Source: the LeMiCa authors' HunyuanVideo-1.5 release, 50 steps.
+RELEASED_NUM_STEPS = 50
+RELEASED_STEPS = {
+    25: (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 17, 19, 21, 24, 28, 33, 39, 45, 48, 49),
+    20: (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 15, 18, 22, 28, 36, 44, 49),
+    15: (0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 25, 33, 41, 49),
+    10: (0, 1, 3, 5, 9, 17, 25, 33, 41, 49),
+}
+RELEASED_MAX_GAP = 8
+
+StepMask = tuple[bool, ...]
+Weights = tuple[tuple[float, ...], ...]
 
 
-def _load_infer_state() -> ModuleType:
-    """The kit's infer_state.py, by its path: as a part of hyvideo it could not be imported without torch."""
-    folder = Path(__file__).resolve().parents[1]
-    path = next((folder / name for name in _INFER_STATE_PATHS if (folder / name).is_file()), None)
-    if path is None:
-        raise ImportError(f"{folder} has no infer_state.py: keep lemica/ beside the kit's three files")
-    spec = importlib.util.spec_from_file_location("lemica_infer_state", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@dataclass(frozen=True)
+class Target:
+    """The model, the sampler and the arithmetic that a mask or an error graph belongs to; None where unknown.
+
+    Args:
+        model: the model's name, with the names of a LoRA adapter or checkpoint that changes it.
+        config: a digest of the transformer's config.
+        sigmas: the N + 1 noise levels of the sampler, from 1 to 0.
+        dtype: the arithmetic, "bfloat16" (autocast) or "float32".
+    """
+
+    model: str | None = None
+    config: str | None = None
+    sigmas: tuple[float, ...] | None = None
+    dtype: str | None = None
+
+    def difference(self, run: "Target") -> str | None:
+        """What `run` has that this was not made for, in words; None if all that both know agrees."""
+        for name in ("model", "config", "dtype"):
+            mine, its = getattr(self, name), getattr(run, name)
+            if None not in (mine, its) and mine != its:
+                return f"{name} {mine}, this run has {its}"
+        if None not in (self.sigmas, run.sigmas) and not _close(self.sigmas, run.sigmas):
+            return "other noise levels: this run has another flow shift or number of steps"
+        return None
 
 
-_infer_state = _load_infer_state()
-FORMAT = _infer_state.MASK_FORMAT
-ReuseRule, step_mask = _infer_state.ReuseRule, _infer_state.step_mask
-REUSED, FITTED = tuple(_infer_state.MOST_KEPT), _infer_state.FITTED
-FITTED_KEEPS = _infer_state.FORECASTS[FITTED].keeps
-# The fitted forecast is not among them: it belongs to a mask, and there is none yet when a graph is measured.
-FORECASTS = tuple(name for name in _infer_state.FORECASTS if name != FITTED)
+def _close(left: Sequence[float], right: Sequence[float]) -> bool:
+    return len(left) == len(right) and all(abs(a - b) < 1e-4 for a, b in zip(left, right, strict=True))
 
 
 @dataclass(frozen=True)
 class Mask:
-    """A step mask and what its file says about it: computed steps ascending from 0 to num_steps - 1.
+    """A step mask with all that a reused step needs.
 
-    weights: of the forecast "fitted", a tuple a step: for a reused one a number for each kept tensor, oldest first.
+    Args:
+        steps: one boolean per step, True where the transformer blocks run; the first and the last are True.
+        kept: what a computed step keeps, "residual" or "velocity".
+        weights: one row per step, empty for a computed one: coefficients of the last kept tensors, oldest first. None
+            where they follow from `rule` and the noise levels (``with_weights``).
+        rule: the name of the rule that gave the weights.
+        origin: "released", "derived", "planned", or what computes every step: "no cache" or another cache's name.
+        made_by: how the mask was made, for people.
+        target: what the mask belongs to.
+
+    Raises ValueError, in one line, for steps, names or weights that do not fit each other.
     """
 
-    model: str
-    num_steps: int
-    computed_steps: tuple[int, ...]
-    origin: str
-    reuse: str = ReuseRule.reuse
-    forecast: str = ReuseRule.forecast
-    weights: tuple[tuple[float, ...], ...] = ()
+    steps: StepMask
+    kept: str = "residual"
+    weights: Weights | None = None
+    rule: str = "hold"
+    origin: str = "planned"
+    made_by: str = ""
+    target: Target = Target()
+
+    def __post_init__(self):
+        if not (self.steps and self.steps[0] and self.steps[-1]):
+            raise ValueError("a mask must compute the first and the last step: plan it again")
+        if self.kept not in KEPT:
+            raise ValueError(f'"kept" must be one of {", ".join(KEPT)}; got {self.kept!r:.60}')
+        if self.weights is None and self.rule not in RULES:
+            raise ValueError(f"rule {self.rule!r:.60} needs weights: plan the mask again with lemica plan")
+        if self.weights is not None:
+            _check_weights(self.steps, self.weights)
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.steps)
 
     @property
     def budget(self) -> int:
-        return len(self.computed_steps)
+        return sum(self.steps)
 
     @property
-    def steps(self) -> tuple[bool, ...]:
-        """One boolean a step, True where it is computed."""
-        return tuple(step in self.computed_steps for step in range(self.num_steps))
+    def computed_steps(self) -> tuple[int, ...]:
+        return computed_steps(self.steps)
 
     @property
-    def rule(self) -> ReuseRule:
-        """The rule that the mask was planned for."""
-        return ReuseRule(self.reuse, self.forecast, self.weights)
+    def history(self) -> int:
+        """How many kept tensors a reused step reads at most."""
+        if self.weights is None:
+            return 1 if self.rule == "hold" else 2
+        return max(map(len, self.weights), default=0)
+
+    def with_weights(self, sigmas: Sequence[float]) -> "Mask":
+        """The mask with weights for a sampler with these noise levels, one per step at least; its own if it has any."""
+        return self if self.weights is not None else replace(self, weights=RULES[self.rule](self.steps, sigmas))
+
+
+def computed_steps(steps: StepMask) -> tuple[int, ...]:
+    return tuple(step for step, computed in enumerate(steps) if computed)
+
+
+def mask_of(computed: Sequence[int], num_steps: int) -> StepMask:
+    """One boolean per step of the steps that are computed."""
+    chosen = set(computed)
+    return tuple(step in chosen for step in range(num_steps))
+
+
+def hold(steps: StepMask, _sigmas: Sequence[float] = ()) -> Weights:
+    """The newest kept tensor as it is."""
+    return tuple(() if computed else (1.0,) for computed in steps)
+
+
+def damped(steps: StepMask, sigmas: Sequence[float]) -> Weights:
+    """Halfway from the newest kept tensor to the line through the last two, drawn over the noise level."""
+    rows: list[tuple[float, ...]] = []
+    seen: list[int] = []
+    for step, computed in enumerate(steps):
+        if computed:
+            seen = [*seen, step][-2:]
+        slope = 0.0
+        if len(seen) == 2:
+            older, newest = (sigmas[k] for k in seen)
+            slope = (sigmas[step] - newest) / (newest - older)
+        rows.append(() if computed else (-slope / 2, 1 + slope / 2)[-len(seen) :])
+    return tuple(rows)
+
+
+RULES = {"hold": hold, "damped": damped}
+
+
+def _check_weights(steps: StepMask, weights: Weights) -> None:
+    if len(weights) != len(steps):
+        raise ValueError(f'"weights" must have a row for each of {len(steps)} steps, got {len(weights)}: plan it again')
+    for step, (computed, row) in enumerate(zip(steps, weights, strict=True)):
+        if not (len(row) == 0 if computed else 1 <= len(row) <= sum(steps[:step])):
+            raise ValueError(
+                f'"weights" of step {step} must have a number for each kept tensor it reads: plan it again'
+            )
+        if not sum(map(abs, row)) <= MAX_WEIGHT_SUM:
+            raise ValueError(f'"weights" of step {step} must be numbers of sum {MAX_WEIGHT_SUM} at most: plan it again')
+
+
+def kept_steps(mask: Mask) -> StepMask:
+    """Which steps must keep a tensor: computed ones that a later reused step reads."""
+    read: set[int] = set()
+    seen: list[int] = []
+    for step, computed in enumerate(mask.steps):
+        if computed:
+            seen.append(step)
+        else:
+            read.update(seen[-len(mask.weights[step]) :])
+    return mask_of(sorted(read), mask.num_steps)
+
+
+def is_released(budget: int, num_steps: int) -> bool:
+    """Whether ``step_mask(budget, num_steps)`` is one of the authors' masks rather than a derived one."""
+    return num_steps == RELEASED_NUM_STEPS and budget in RELEASED_STEPS
+
+
+def step_mask(budget: int, num_steps: int) -> StepMask:
+    """The step mask with exactly `budget` computed steps of `num_steps`; step 0 and the last are always computed.
+
+    At 50 steps, budgets 25, 20, 15 and 10 give the released masks to the letter. Every other mask is derived: the
+    released masks are read as densities of computed steps along the normalised step axis, densities of neighbouring
+    budgets are mixed linearly, and the mixture is inverted at whole counts. It follows that for every `num_steps`
+    the masks of `budget` and `budget` + 1 interlace (no prefix and no suffix loses a computed step when the budget
+    grows) and that no gap exceeds ceil(max(8 / 49, 1 / (budget - 1)) * (num_steps - 1)): the longest released gap
+    as a share of the trajectory, or the even spacing where the budget is too small for it.
+
+    Raises ValueError if `budget` is not in 2..num_steps (1 for a single step).
+    """
+    if num_steps < 1 or not min(2, num_steps) <= budget <= num_steps:
+        raise ValueError(f"lemica_step must be from 2 to the number of steps, {num_steps}; got {budget}")
+    return mask_of(_derived_steps(budget, num_steps), num_steps)
+
+
+def _derived_steps(budget: int, num_steps: int) -> list[int]:
+    """Computed steps of a mask, in exact arithmetic so that rounding cannot merge two of them."""
+    if num_steps == 1:
+        return [0]
+    scale = Fraction(RELEASED_NUM_STEPS - 1, num_steps - 1)
+    counts = list(accumulate(_density((budget - 1) * scale, scale), initial=Fraction(0)))
+    return [math.floor(_invert(counts, k * scale) / scale + Fraction(1, 2)) for k in range(budget)]
+
+
+def _density(total: Fraction, scale: Fraction) -> list[Fraction]:
+    """Computed steps per step on each of the 49 intervals of the released axis, with sum `total`.
+
+    Mixed from two neighbouring anchors: the even spacing at the longest released gap, the released masks with that
+    gap as their sparsest place, and every step computed. Below the first anchor the spacing stays even.
+    """
+    intervals = RELEASED_NUM_STEPS - 1
+    sparsest = min(scale / RELEASED_MAX_GAP, Fraction(1))
+    if total <= sparsest * intervals:
+        return [total / intervals] * intervals
+    released = ([max(d, sparsest) for d in _released_density(budget)] for budget in sorted(RELEASED_STEPS))
+    anchors = [[sparsest] * intervals, *released, [Fraction(1)] * intervals]
+    low, high = next((a, b) for a, b in pairwise(anchors) if total <= sum(b))
+    share = (total - sum(low)) / (sum(high) - sum(low))
+    return [(1 - share) * a + share * b for a, b in zip(low, high, strict=True)]
+
+
+def _released_density(budget: int) -> list[Fraction]:
+    return [Fraction(1, b - a) for a, b in pairwise(RELEASED_STEPS[budget]) for _ in range(b - a)]
+
+
+def _invert(counts: list[Fraction], target: Fraction) -> Fraction:
+    """The position at which the strictly rising, piecewise linear curve through `counts` reaches `target`."""
+    right = max(1, bisect_left(counts, target))
+    return right - (counts[right] - target) / (counts[right] - counts[right - 1])
 
 
 def read_mask(path: str | os.PathLike) -> Mask:
-    """Read a mask file; raises ValueError with one line for whatever generate.py would refuse."""
-    steps, rule, model = _infer_state.read_mask(os.fspath(path))
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    """Read a mask file, "lemica-mask/2" or "lemica-mask/1".
+
+    Raises ValueError with one line that names the file and the fault.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            content = json.load(file)
+    except OSError as error:
+        raise ValueError(f"cannot read the mask file {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the mask file {path} is not JSON: write one with lemica plan") from error
+    try:
+        return _mask_from(content)
+    except ValueError as error:
+        raise ValueError(f"the mask file {path} cannot be used: {error}") from error
+
+
+def _mask_from(content) -> Mask:
+    readers = {MASK_FORMAT: _read_2, "lemica-mask/1": _read_1}
+    found = content.get("format") if isinstance(content, dict) else None
+    if found not in list(readers):
+        raise ValueError(f'its "format" is not "{MASK_FORMAT}": write one with lemica plan')
+    return readers[found](content, _steps_from(content))
+
+
+def _steps_from(content: dict) -> StepMask:
+    num_steps, computed = content.get("num_steps"), content.get("computed_steps")
+    if type(num_steps) is not int or not 1 <= num_steps <= MAX_NUM_STEPS:
+        raise ValueError(f'"num_steps" must be a whole number from 1 to {MAX_NUM_STEPS}')
+    if not isinstance(computed, list) or any(type(step) is not int for step in computed):
+        raise ValueError('"computed_steps" must be a list of whole numbers')
+    chosen = set(computed)
+    if computed != sorted(chosen) or not chosen <= set(range(num_steps)):
+        raise ValueError(f'"computed_steps" must rise from 0 to {num_steps - 1} without repeats')
+    if computed[:1] != [0] or computed[-1:] != [num_steps - 1]:
+        raise ValueError(f'"computed_steps" must begin with 0 and end with {num_steps - 1}')
+    if content.get("budget", len(computed)) != len(computed):
+        raise ValueError(f'"budget" says {content["budget"]!r} but {len(computed)} steps are computed')
+    return mask_of(computed, num_steps)
+
+
+def _read_2(content: dict, steps: StepMask) -> Mask:
+    texts = {name: str(content.get(name, "")) for name in ("kept", "rule", "made_by")}
+    return Mask(steps, **texts, weights=_weights_from(content), target=target_from(content.get("target", {})))
+
+
+def _read_1(content: dict, steps: StepMask) -> Mask:
+    """Version 1 names a rule, and has weights for the rule "fitted" only; without names it means residual + hold."""
+    names = {"hold": "hold", "damped-sigma": "damped", "fitted": "fitted"}
+    forecast = content.get("forecast", "hold")
+    if forecast not in list(names):
+        raise ValueError(f"forecast {forecast!r:.60} has no weights in it: plan the mask again with lemica plan")
+    model = content.get("model")
     return Mask(
-        model="unknown" if model is None else model,
-        num_steps=len(steps),
-        computed_steps=computed_steps(steps),
-        reuse=rule.reuse,
-        forecast=rule.forecast,
-        weights=rule.weights,
-        origin=str(content.get("origin", "unknown")),
+        steps,
+        kept=str(content.get("reuse", "residual")),
+        weights=_weights_from(content) if forecast == "fitted" else None,
+        rule=names[forecast],
+        made_by=str(content.get("origin", "")),
+        target=Target(None if model is None else str(model)),
     )
 
 
+def _weights_from(content: dict) -> Weights:
+    try:
+        return tuple(tuple(map(float, row)) for row in content["weights"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError('"weights" must be a list with a list of numbers per step: plan it again') from error
+
+
+def target_from(content) -> Target:
+    """A Target of its JSON object; raises ValueError for one that is not as ``Target`` says."""
+    known = {item.name for item in fields(Target)}
+    values = {name: value for name, value in content.items() if name in known} if isinstance(content, dict) else None
+    try:
+        sigmas = values["sigmas"] and tuple(map(float, values["sigmas"])) if "sigmas" in values else None
+        texts = {name: value and str(value) for name, value in values.items() if name != "sigmas"}
+        return Target(**texts, sigmas=sigmas)
+    except (TypeError, ValueError) as error:
+        raise ValueError('"target" must hold "model", "config", "sigmas" and "dtype"') from error
+
+
+# ---- shared with the kit: end
+
+
 def write_mask(mask: Mask, path: str | os.PathLike) -> None:
-    """Write a mask file for ``generate.py --lemica_mask``, in one move."""
+    """Write a mask file for ``generate.py --lemica_mask``, in one move; `mask` must have its weights."""
     document = {
-        "format": FORMAT,
-        "model": mask.model,
+        "format": MASK_FORMAT,
         "num_steps": mask.num_steps,
         "budget": mask.budget,
-        "computed_steps": list(mask.computed_steps),
-        "origin": mask.origin,
-        "reuse": mask.reuse,
-        "forecast": mask.forecast,
-        **({"weights": mask.weights} if mask.weights else {}),
+        "computed_steps": mask.computed_steps,
+        "kept": mask.kept,
+        "rule": mask.rule,
+        "weights": mask.weights,
+        "made_by": mask.made_by,
+        "target": asdict(mask.target),
     }
     lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items())
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def computed_steps(steps: Sequence[bool]) -> tuple[int, ...]:
-    """The indices of the computed steps of a mask given as one boolean a step."""
-    return tuple(index for index, computed in enumerate(steps) if computed)
-
-
-def uniform_mask(budget: int, num_steps: int) -> tuple[bool, ...]:
+def uniform_mask(budget: int, num_steps: int) -> StepMask:
     """`budget` computed steps spread evenly from the first to the last step, halves rounded up.
 
     Raises ValueError if `budget` is not in 2..num_steps.
@@ -117,20 +361,9 @@ def uniform_mask(budget: int, num_steps: int) -> tuple[bool, ...]:
     if not 2 <= budget <= num_steps:
         raise ValueError(f"no uniform mask of budget {budget} for {num_steps} steps; choose 2 to {num_steps}")
     gaps = budget - 1
-    computed = {(2 * k * (num_steps - 1) + gaps) // (2 * gaps) for k in range(budget)}
-    return tuple(step in computed for step in range(num_steps))
+    return mask_of([(2 * k * (num_steps - 1) + gaps) // (2 * gaps) for k in range(budget)], num_steps)
 
 
-def static_mask(num_steps: int, start: int = 11, end: int = 45, interval: int = 4) -> tuple[bool, ...]:
-    """Upstream's rule for its own caches, with its defaults: every `interval`-th step from `start` to before `end`.
-
-    All steps before `start` and from `end` on are computed, and, as in every mask of this kit, the last one: upstream
-    reuses it where `end` lies beyond `num_steps`.
-    """
-    between = set(range(start, end, interval))
-    return tuple(not start <= step < end or step in between or step == num_steps - 1 for step in range(num_steps))
-
-
-def strip(steps: Sequence[bool]) -> str:
-    """A mask as a line with one character a step."""
-    return "".join(COMPUTED_CELL if computed else REUSED_CELL for computed in steps)
+def strip(steps: StepMask) -> str:
+    """A step mask as a line of text with one character per step: ■ computed, · reused."""
+    return "".join("■" if computed else "·" for computed in steps)

@@ -4,38 +4,46 @@
     install.py TARGET [--force]               install, finish an interrupted install, or replace an older kit
     install.py TARGET --uninstall [--force]   put the tree back byte for byte (exit status 0 if nothing is installed)
 
-The originals are copied to TARGET/.lemica_backup first. Renaming that folder into place is the moment from which the
-kit counts as installed, renaming it away the moment from which it does not; in between every file is replaced in one
-step. So a run killed anywhere is finished by the next install, or undone by the next uninstall.
+A file is replaced if it is a known version of upstream's (upstream_files.json) or what git's HEAD holds; --force
+replaces any other, too. The originals are copied to TARGET/.lemica_backup first. Renaming that folder into place is
+the moment from which the kit counts as installed, renaming it away the moment from which it does not. In between every
+file is replaced in one step. So a run killed anywhere is finished by the next install, or undone by the next uninstall.
 
-A file that is a symbolic link is replaced by a plain file; what the link points to is never written, and --uninstall
+A file that is a symbolic link is replaced by a plain file. What the link points to is never written, and --uninstall
 brings the link back. Exit status: 0 done, 1 the system failed (disk full, no permission), 2 refused.
 """
 
-from __future__ import annotations
-
 import argparse
+import fcntl
+import hashlib
 import json
 import os
+import shlex
 import shutil
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
-from upstream_versions import KNOWN, objection, sha256
+# Nothing in this file is newer syntax than Python 3.6 reads, or older ones would not come as far as this line.
+if sys.version_info < (3, 10):  # noqa: UP036
+    sys.stderr.write("install.sh: Python 3.10 or newer is needed: set PYTHON to one, for example PYTHON=python3.11\n")
+    sys.exit(2)
 
-KIT = {
-    "infer_state.py": "hyvideo/commons/infer_state.py",
-    "hunyuan_video_pipeline.py": "hyvideo/pipelines/hunyuan_video_pipeline.py",
-    "generate.py": "generate.py",
-}
-OPTIONAL = "generate.py"  # hyvideo's PyPI package has none
+REPOSITORY = Path(__file__).resolve().parents[1]
+TABLE = Path(__file__).resolve().with_name("upstream_files.json")
+STATE = "hyvideo/commons/infer_state.py"
+PIPELINE = "hyvideo/pipelines/hunyuan_video_pipeline.py"
+GENERATE = "generate.py"  # the only one that a tree may lack: hyvideo's PyPI package has none
+KIT = {"infer_state.py": STATE, "hunyuan_video_pipeline.py": PIPELINE, "generate.py": GENERATE}
+COMMONS = "hyvideo/commons/__init__.py"
 LANDMARKS = (
-    "hyvideo/commons/__init__.py",
+    COMMONS,
     "hyvideo/commons/parallel_states.py",
     "hyvideo/models/transformers/hunyuanvideo_1_5_transformer.py",
     "hyvideo/pipelines/hunyuan_video_sr_pipeline.py",
 )
+AUTHORS = (b"cache_lemica_step", b"from angelslim.compressor.diffusion import")  # both: the authors' released pipeline
 BACKUP = ".lemica_backup"
 STAGING = ".lemica_backup.tmp"
 
@@ -44,19 +52,87 @@ class Refused(Exception):
     """The request cannot be met; the message says why and what to type."""
 
 
-def check_known(target: Path, kit: Path) -> None:
-    known = json.loads(KNOWN.read_text(encoding="utf-8"))
-    found = {dest: objection(target, dest, known[dest], kit / name) for name, dest in KIT.items()}
-    if any(found.values()):
-        lines = "".join(f"\n  {dest}: {why}" for dest, why in found.items() if why)
-        raise Refused(f"{target} holds files of no known upstream version; --force replaces them all the same:{lines}")
+# What is in the tree
 
 
 def fingerprint(path: Path) -> str | None:
     """Return the file's sha256, "link:..." for a symbolic link, None if there is nothing."""
     if path.is_symlink():
         return f"link:{os.readlink(path)}"
-    return sha256(path.read_bytes()) if path.exists() else None
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+
+def texts_of(target: Path) -> dict[str, bytes]:
+    """Read the files to be replaced, less a Windows checkout's line ends, which do not make another version."""
+    found = [dest for dest in KIT.values() if (target / dest).is_file()]
+    return {dest: (target / dest).read_bytes().replace(b"\r\n", b"\n") for dest in found}
+
+
+def check_no_kit(target: Path, texts: dict[str, bytes]) -> None:
+    """Refuse a tree that holds a kit, the authors' or this one, where no backup says what was there before."""
+    generate = texts.get(GENERATE, b"")
+    if all(mark in texts[PIPELINE] for mark in AUTHORS) or (b"lemica" in generate and b"--lora_path" not in generate):
+        kit = "the authors' released LeMiCa kit"
+    elif b"lemica" in b"".join(texts.values()).lower():
+        kit = f"this kit, but no {BACKUP} with the originals (git clean -x takes it away)"
+    else:
+        return
+    raise Refused(
+        f"{target} holds {kit}: git -C {shlex.quote(str(target))} checkout -- {' '.join(texts)} puts upstream's files "
+        "back (or take them from a fresh download); install with --force takes what is there for upstream's"
+    )
+
+
+def git_objection(target: Path, dest: str) -> str:
+    """Say why git does not vouch for the file at dest; empty if it is what HEAD holds."""
+    hashes = []
+    for command in (["rev-parse", "--verify", f"HEAD:./{dest}"], ["hash-object", "--", dest]):
+        try:
+            done = subprocess.run(["git", "-C", str(target), *command], capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return "git is not installed"
+        if done.returncode:  # git's own words, with its remedy if the clone is another user's
+            return f"git says: {' '.join(done.stderr.split())}"
+        hashes.append(done.stdout)
+    return "" if hashes[0] == hashes[1] else "edits not committed to git"
+
+
+def check_starts(target: Path, versions: dict[str, dict]) -> None:
+    """Refuse a tree from before the first one that the kit starts in."""
+    old = [dest for dest in versions if not versions[dest]["runs"]]
+    if old or b"is_angelslim_available" not in (target / COMMONS).read_bytes():
+        raise Refused(
+            f"{target} is too old ({', '.join(old) or COMMONS}): the kit cannot start there, --force or not, without "
+            f"is_angelslim_available in hyvideo.commons; type git -C {shlex.quote(str(target))} pull, or download a "
+            "commit from 358c2c0 (2025-11-27) on"
+        )
+
+
+def check_replaceable(target: Path, texts: dict[str, bytes], known: dict[str, dict]) -> None:
+    """Refuse files that are neither upstream's nor what git holds, so that nobody's work is replaced unasked."""
+    check_no_kit(target, texts)
+    doubts = {dest: git_objection(target, dest) for dest in texts if dest not in known}
+    if any(doubts.values()):
+        named = "; ".join(f"{dest} ({why})" for dest, why in doubts.items() if why)
+        raise Refused(f"no known version of upstream's: {named}; --force replaces them and keeps a backup")
+
+
+def check_tree(target: Path) -> None:
+    if not target.is_dir():
+        raise Refused(f"no folder {target}: type ./scripts/install.sh PATH_TO_HunyuanVideo-1.5")
+    replaced = [] if (target / BACKUP).exists() else [STATE, PIPELINE]
+    missing = [name for name in (*LANDMARKS, *replaced) if not (target / name).is_file()]
+    if missing:
+        raise Refused(f"{target} is no HunyuanVideo-1.5 tree (no {missing[0]}): give the folder that holds hyvideo/")
+    for dest in KIT.values():
+        if not (target / dest).parent.resolve().is_relative_to(target):
+            raise Refused(f"{dest} leads out of {target} through a link: give the folder it really is in")
+    links = [name for name in (BACKUP, STAGING) if (target / name).is_symlink()]
+    if links:
+        raise Refused(f"{target / links[0]} is a link: remove it, or put the folder itself there")
+
+
+# Writing
 
 
 def temporary(path: Path) -> Path:
@@ -67,8 +143,11 @@ def clean(target: Path) -> None:
     """Remove what a killed run left behind; nothing here is needed to finish or undo it."""
     for path in (target / BACKUP / "manifest.json", *(target / dest for dest in KIT.values())):
         temporary(path).unlink(missing_ok=True)
-    if (target / STAGING).exists():
-        shutil.rmtree(target / STAGING)
+    staging = target / STAGING
+    if staging.exists():
+        for name in (".gitignore", "manifest.json", temporary(Path("manifest.json")), *KIT):
+            (staging / name).unlink(missing_ok=True)
+        staging.rmdir()  # fails if a user has put something there
 
 
 def sync(path: Path) -> None:
@@ -79,32 +158,31 @@ def sync(path: Path) -> None:
 
 
 def copy(source: Path, path: Path, mode: int | None = None) -> None:
-    """Copy a file, or a symbolic link as a link; what is missing is not copied."""
-    if os.path.lexists(source):
-        shutil.copy2(source, path, follow_symlinks=False)
-        if not source.is_symlink():
-            path.chmod(stat.S_IMODE(source.stat().st_mode) if mode is None else mode)
-            sync(path)
+    """Copy a file, or a symbolic link as a link."""
+    shutil.copy2(source, path, follow_symlinks=False)
+    if not source.is_symlink():
+        path.chmod(stat.S_IMODE(source.stat().st_mode) if mode is None else mode)
+        sync(path)
 
 
 def put(source: Path, path: Path, mode: int | None) -> None:
-    """Make path what source is, in one step: a file, a link or nothing."""
+    """Make path what source is, a file or a link, in one step."""
     copy(source, temporary(path), mode)
-    if os.path.lexists(source):
-        os.replace(temporary(path), path)
-    else:
-        path.unlink(missing_ok=True)
+    os.replace(temporary(path), path)
     sync(path.parent)
 
 
-def verify(target: Path, expected: dict[str, str | None]) -> None:
-    for dest, value in expected.items():
-        if fingerprint(target / dest) != value:
-            raise OSError(f"{dest} did not arrive as it was written")
+def verify(folder: Path, expected: dict[str, str | None]) -> None:
+    for name, value in expected.items():
+        if fingerprint(folder / name) != value:
+            raise OSError(f"{folder / name} did not arrive as it was written")
+
+
+# The backup: what the files were before, and the hashes of the kit's own, {dest: before, mode, installed}
 
 
 def load_backup(target: Path) -> dict[str, dict] | None:
-    """Return {dest: before, mode, installed} of an installed kit, None where none is; every copy is verified."""
+    """Return what the backup's manifest says, None where no kit is installed; every copy is verified."""
     folder = target / BACKUP
     if not folder.exists():
         return None
@@ -135,7 +213,8 @@ def make_backup(target: Path, wanted: dict[str, str]) -> dict[str, dict]:
         plain = path.exists() and not path.is_symlink()
         mode = stat.S_IMODE(path.stat().st_mode) if plain else None
         files[dest] = {"before": fingerprint(path), "mode": mode, "installed": [wanted[dest]]}
-        copy(path, staging / path.name)
+        if files[dest]["before"]:
+            copy(path, staging / path.name)
     write_manifest(staging, files)
     verify(staging, {Path(dest).name: entry["before"] for dest, entry in files.items()})
     os.rename(staging, target / BACKUP)
@@ -152,28 +231,42 @@ def remember(target: Path, files: dict[str, dict], wanted: dict[str, str]) -> No
         write_manifest(target / BACKUP, files)
 
 
-def check_unedited(target: Path, files: dict[str, dict], wanted: dict[str, str]) -> None:
+def keep_edited(target: Path, files: dict[str, dict], wanted: dict[str, str], force: bool) -> None:
+    """Refuse to replace what is neither the kit's nor the backup's; when forced, put a copy of it aside."""
     ours = {dest: {None, wanted.get(dest), entry["before"], *entry["installed"]} for dest, entry in files.items()}
-    if edited := [dest for dest in files if fingerprint(target / dest) not in ours[dest]]:
+    edited = [dest for dest in files if fingerprint(target / dest) not in ours[dest]]
+    if edited and not force:
         raise Refused(
-            f"edited since the kit was installed: {', '.join(edited)}; keep a copy, then --force overwrites "
-            f"(if upstream itself was updated: delete {target / BACKUP}, then install anew)"
+            f"edited since the kit was installed: {', '.join(edited)}; --force replaces them and keeps yours as "
+            f"NAME.edited (if upstream itself was updated: delete {target / BACKUP}, then install anew)"
         )
+    for path in [target / dest for dest in edited]:
+        aside = path.with_name(f"{path.name}.edited")
+        if fingerprint(aside) not in (None, fingerprint(path)):
+            raise Refused(f"{aside} is there already: move it away, then run this again")
+        copy(path, aside)
+
+
+# The two requests
 
 
 def install(target: Path, kit: Path, force: bool = False) -> str:
     """Copy the kit's files into target; return what to tell the user."""
-    if missing := [name for name in KIT if not (kit / name).is_file()]:
-        raise Refused(f"the kit in {kit} is incomplete (no {missing[0]}): fetch it again")
+    absent = [name for name in KIT if not (kit / name).is_file()]
+    if absent:
+        raise Refused(f"the kit in {kit} is incomplete (no {absent[0]}): fetch it again")
     sources = {dest: (kit / name).resolve() for name, dest in KIT.items()}
     wanted = {dest: fingerprint(source) for dest, source in sources.items()}
-    files = load_backup(target)
+    files, texts, table = load_backup(target), texts_of(target), json.loads(TABLE.read_text(encoding="utf-8"))
+    hashes = {dest: hashlib.sha256(text).hexdigest() for dest, text in texts.items()}
+    known = {dest: table[dest][value] for dest, value in hashes.items() if value in table[dest]}
+    check_starts(target, known)
     if files is None:
         if not force:
-            check_known(target, kit)
+            check_replaceable(target, texts, known)
         files = make_backup(target, wanted)
-    elif not force:
-        check_unedited(target, files, wanted)
+    else:
+        keep_edited(target, files, wanted, force)
     remember(target, files, wanted)
     changed = [dest for dest in wanted if fingerprint(target / dest) != wanted[dest]]
     for dest in changed:
@@ -188,11 +281,15 @@ def uninstall(target: Path, force: bool = False) -> str:
     """Put target back as it was before the first install; return what to tell the user."""
     files = load_backup(target)
     if files is None:
+        check_no_kit(target, texts_of(target))
         return f"not installed in {target} (it has no {BACKUP}): nothing changed"
-    if not force:
-        check_unedited(target, files, {})
+    keep_edited(target, files, {}, force)
     for dest, entry in files.items():
-        put(target / BACKUP / Path(dest).name, target / dest, entry["mode"])
+        if entry["before"]:
+            put(target / BACKUP / Path(dest).name, target / dest, entry["mode"])
+        else:  # there was none: this one is the kit's by its hash, or lies aside
+            (target / dest).unlink(missing_ok=True)
+            sync((target / dest).parent)
     verify(target, {dest: entry["before"] for dest, entry in files.items()})
     os.rename(target / BACKUP, target / STAGING)
     sync(target)
@@ -200,37 +297,28 @@ def uninstall(target: Path, force: bool = False) -> str:
     return f"uninstalled from {target}: the tree is as it was"
 
 
-def check_tree(target: Path) -> None:
-    if not target.is_dir():
-        raise Refused(f"no folder {target}: type ./scripts/install.sh PATH_TO_HunyuanVideo-1.5")
-    replaced = [] if (target / BACKUP).exists() else [dest for dest in KIT.values() if dest != OPTIONAL]
-    if missing := [name for name in (*LANDMARKS, *replaced) if not (target / name).is_file()]:
-        raise Refused(f"{target} is no HunyuanVideo-1.5 tree (no {missing[0]}): give the folder that holds hyvideo/")
-    for dest in KIT.values():
-        if not (target / dest).parent.resolve().is_relative_to(target):
-            raise Refused(f"{dest} leads out of {target} through a link: give the folder it really is in")
-    if links := [name for name in (BACKUP, STAGING) if (target / name).is_symlink()]:
-        raise Refused(f"{target / links[0]} is a link: remove it, or put the folder itself there")
-
-
-def run(args: argparse.Namespace) -> str:
-    target = args.target.resolve()
+def run(target: Path, kit: Path, undo: bool, force: bool) -> str:
     check_tree(target)
-    clean(target)
-    return uninstall(target, args.force) if args.uninstall else install(target, args.kit, args.force)
+    path = target / COMMONS  # never replaced, so it can carry the lock, which the system frees when this process ends
+    with path.open("rb+" if os.access(path, os.W_OK) else "rb") as file:  # NFS locks only what is open for writing
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(f"another install.sh works on {target}: run this again when it has ended") from None
+        clean(target)
+        return uninstall(target, force) if undo else install(target, kit, force)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, kit: Path = REPOSITORY) -> int:
     parser = argparse.ArgumentParser(
         prog="install.sh", description="Put the kit into a HunyuanVideo-1.5 tree.", allow_abbrev=False
     )
     parser.add_argument("target", type=Path, metavar="TARGET", help="the folder that holds hyvideo/")
     parser.add_argument("--force", action="store_true", help="replace files that are edited or of an unknown version")
     parser.add_argument("--uninstall", action="store_true", help="put the tree back as it was")
-    parser.add_argument("--kit", type=Path, default=KNOWN.parents[1], help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     try:
-        print(run(args))
+        print(run(args.target.resolve(), kit, args.uninstall, args.force))
     except Refused as error:
         print(f"install.sh: {error}", file=sys.stderr)
         return 2

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the whole test suite, in an environment that it makes itself. Arguments go to pytest.
+# Run the tests, in an environment that it makes itself. --all runs the slow ones, too; other arguments go to pytest.
 set -euo pipefail
 source "$(dirname "$(realpath "${BASH_SOURCE[0]}")")/environment.sh"
 make_environment
@@ -12,4 +12,4 @@ fi
 cd "$REPOSITORY"
 ruff check .
 ruff format --check .
-exec python -m pytest "$@"
+exec python -m pytest -n 2 --dist worksteal "$@"

@@ -1,34 +1,37 @@
-"""A HunyuanVideo-1.5 tree with the kit installed, and tiny random checkpoints: what the tests run on.
+"""A HunyuanVideo-1.5 tree with the kit in it, and tiny random checkpoints: what the tests run on.
 
-The tree is made before any test module is imported, from the real upstream package and by the kit's own installer,
-and put first on sys.path: `import hyvideo` means the installed tree everywhere.
+The environment of scripts/test.sh holds both: `import hyvideo` means upstream's package with this checkout's kit.
 """
 
-import atexit
-import importlib.metadata
 import os
-import shutil
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 
 # Upstream's attention is compiled otherwise, which needs a C++ compiler and minutes.
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
+# Two test processes share two cores; numbers are exact on one thread.
+os.environ["OMP_NUM_THREADS"] = "1"
 # The budget's default comes from here: a developer's own setting must not decide a test.
 os.environ.pop("LEMICA_STEP", None)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-UPSTREAM = Path(importlib.metadata.distribution("hyvideo-fork").locate_file("hyvideo"))
+UPSTREAM = Path(sys.prefix) / "upstream" / "hyvideo"
+TREE = Path(sys.prefix) / "HunyuanVideo-1.5"
 TINY_VERSIONS = ("480p_t2v", "480p_i2v", "480p_t2v_distilled", "480p_i2v_step_distilled")
 
 
-def make_tree(folder: Path) -> Path:
-    shutil.copytree(UPSTREAM, folder / "hyvideo", ignore=shutil.ignore_patterns("__pycache__"))
-    subprocess.run([REPOSITORY / "scripts" / "install.sh", folder], check=True, stdout=subprocess.DEVNULL)
-    return folder
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="also the tests that train, or that measure for minutes")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--all"):
+        skip = pytest.mark.skip(reason="takes minutes: ./scripts/test.sh --all")
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(skip)
 
 
 def clean_environment() -> dict[str, str]:
@@ -37,19 +40,13 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in upstreams}
 
 
-TREE = Path(tempfile.mkdtemp(prefix="lemica-tests-"))
-atexit.register(shutil.rmtree, TREE, ignore_errors=True)
-make_tree(TREE)
-sys.path.insert(0, str(TREE))
-
-
 @pytest.fixture(scope="session")
 def tree() -> Path:
-    """A HunyuanVideo-1.5 tree with the kit installed; shared, so tests must not write to it."""
+    """A HunyuanVideo-1.5 tree with the kit linked into it; shared, so tests must not write to it."""
     return TREE
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def exact_numbers():
     """One thread, on which CPU runs are bit-reproducible, and upstream's parallel state for a single process."""
     import torch
@@ -59,10 +56,19 @@ def exact_numbers():
     initialize_sequence_parallel()
 
 
+@pytest.fixture
+def fast_attention():
+    """PyTorch's fused attention in the place of upstream's, which on a CPU makes every score: the same to rounding."""
+    from demo.attention import fused_attention
+
+    with fused_attention():
+        yield
+
+
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory) -> Path:
+def checkpoint(tmp_path_factory, exact_numbers) -> Path:
     """Tiny random models of every kind that generates at low resolution."""
-    from make_tiny_checkpoint import TinyConfig, write_checkpoint
+    from demo.tiny_checkpoint import TinyConfig, write_checkpoint
 
     config = TinyConfig(ideal_resolution="96p")
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), TINY_VERSIONS, config)

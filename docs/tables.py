@@ -1,0 +1,153 @@
+"""Write the tables of README and docs: each stands between `<!-- table: NAME -->` and `<!-- end -->`.
+
+    python -m docs.tables
+
+Every table is made of a file in assets/measurements or assets/calibrations.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from scipy.stats import spearmanr
+
+from benchmarks import counts, steps
+from demo.calibrations import CALIBRATIONS, GRAPHS, TIMES, calibration
+from demo.results import Row, budget_table, full_table, merged, rows_of
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DOCUMENTS = (REPOSITORY / "README.md", REPOSITORY / "README_CN.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+MEASUREMENTS = REPOSITORY / "assets" / "measurements"
+BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+# What README shows, and what it calls that.
+README_METHODS = {
+    "fewer steps": "no cache, B steps instead of 50",
+    "released, residual + hold": "the authors' masks (default)",
+    "minimax, velocity + hold": "planned masks, velocity held",
+    "minimax, velocity + fitted": "planned masks, fitted forecast",
+}
+# What the short tables of quality show.
+BEST_METHODS = (
+    "fewer steps",
+    "released, residual + hold",
+    "released, velocity + damped",
+    "minimax, velocity + hold",
+    "minimax, velocity + damped",
+    "minimax, velocity + taylor-step",
+    "minimax, velocity + fitted",
+)
+
+
+def _rows(*files: str) -> list[Row]:
+    return list(rows_of(merged([MEASUREMENTS / f"{name}.json" for name in files]), against="fewer steps"))
+
+
+def _chosen(rows: Iterable[Row], methods: tuple[str, ...]) -> list[Row]:
+    """The rows of some methods, in the order of the methods."""
+    return sorted((row for row in rows if row.parts[2] in methods), key=lambda row: methods.index(row.parts[2]))
+
+
+def readme() -> Iterator[str]:
+    """What caching costs, in four lines."""
+    rows = [row for row in _chosen(_rows("quality_t2v"), tuple(README_METHODS)) if row.parts[0] == "50 steps"]
+    return budget_table([replace(row, key=", ".join((*row.parts[:2], README_METHODS[row.parts[2]]))) for row in rows])
+
+
+def quality(task: str) -> Iterator[str]:
+    """What the best methods of each kind cost."""
+    return budget_table(_chosen(_rows(f"quality_{task}"), BEST_METHODS))
+
+
+def quality_all(task: str) -> Iterator[str]:
+    """Every method, and those that were measured at a commit that still had them."""
+    # The history is compared with "fewer steps", which is not in its own file.
+    rows, now = _rows(f"quality_{task}", f"quality_history_{task}"), {row.key for row in _rows(f"quality_{task}")}
+    yield from full_table([row for row in rows if row.key in now])
+    yield from ("", "Measured at commit e7d6b1f, with what is no longer there:", "")
+    yield from full_table([row for row in rows if row.key not in now])
+
+
+def planner() -> Iterator[str]:
+    """Masks planned on exact and on fast edges, by both objectives."""
+    return budget_table(_rows("quality_planner"))
+
+
+def tuning() -> Iterator[str]:
+    """All forecasts that were ever tried, on uniform masks."""
+    return budget_table(_rows("quality_tuning"))
+
+
+def calibration_costs() -> Iterator[str]:
+    """What exact and fast edges of the same samples cost, and how well they agree."""
+    times = json.loads(TIMES.read_text(encoding="utf-8"))
+    yield "| demo model, per sample | forwards | CPU seconds | Spearman with exact edges |"
+    yield "|---|---|---|---|"
+    for num_steps in (50, 30):
+        exact, fast = f"t2v_{num_steps}_exact", f"t2v_{num_steps}_same"
+        if not all((GRAPHS / f"{name}.json").exists() for name in (exact, fast)):
+            continue
+        errors = [[error for *_, error in calibration(name).edges()] for name in (exact, fast)]
+        for name, agreement in ((exact, ""), (fast, f"{spearmanr(*errors)[0]:.3f}")):
+            made, seconds = CALIBRATIONS[name], times[name]["cpu_seconds"] / times[name]["samples"]
+            yield f"| {made.edges}, {num_steps} steps, gaps to 8 | {made.forwards} | {seconds:.0f} | {agreement} |"
+
+
+def steering() -> Iterator[str]:
+    """What comes out of what was asked for, of videos that were drawn, decoded and generated."""
+    rates = json.loads((MEASUREMENTS / "steering.json").read_text(encoding="utf-8"))["demo_checkpoint"]["rates"]
+    yield "| share of videos | shape | colour | motion | all three |"
+    yield "|---|---|---|---|---|"
+    for name, row in rates.items():
+        yield f"| {name} | {' | '.join(f'{share:.0%}' for share in row.values())} |"
+
+
+def _named(file: str) -> dict[str, dict]:
+    """A benchmark's results by the names of its presets, nothing where it has not been run."""
+    path = MEASUREMENTS / file
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def step_costs() -> Iterator[str]:
+    """What benchmarks/steps.py measured."""
+    for name, result in _named("steps.json").items():
+        yield from (f"Preset `{name}`:", "", *steps.step_table(result), "", *steps.loop_table(result), "")
+
+
+def step_counts() -> Iterator[str]:
+    """What benchmarks/counts.py counted."""
+    for result in _named("counts.json").values():
+        yield from (*counts.table(result), "")
+
+
+TABLES: dict[str, Callable[[], Iterable[str]]] = {
+    "readme": readme,
+    "quality_t2v": partial(quality, "t2v"),
+    "quality_i2v": partial(quality, "i2v"),
+    "quality_all_t2v": partial(quality_all, "t2v"),
+    "quality_all_i2v": partial(quality_all, "i2v"),
+    "planner": planner,
+    "tuning": tuning,
+    "calibration": calibration_costs,
+    "steering": steering,
+    "steps": step_costs,
+    "counts": step_counts,
+}
+
+
+def with_tables(text: str) -> str:
+    """A document with every table made anew; raises KeyError for a name that is not in TABLES."""
+    return BLOCK.sub(lambda block: f"{block[1]}{chr(10).join(TABLES[block[2]]()).rstrip()}\n{block[3]}", text)
+
+
+def main() -> None:
+    """Rewrite all documents."""
+    for path in DOCUMENTS:
+        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

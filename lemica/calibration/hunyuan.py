@@ -1,0 +1,215 @@
+"""HunyuanVideo-1.5 with the kit: which model to calibrate, how it is loaded, and what denoises one sample.
+
+This runs in the folder of a HunyuanVideo-1.5 tree with the kit in it. hyvideo and torch are imported when they are
+needed, so that the options can be listed without them.
+"""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lemica.calibration.samples import Sample
+from lemica.errors import Refused
+
+if TYPE_CHECKING:
+    from lemica.calibration.replays import Run
+    from lemica.masks import Target
+
+NEEDS_A_TREE = (
+    "calibrate runs in a HunyuanVideo-1.5 tree with the kit in it ({}): type KIT/scripts/install.sh TREE && cd TREE, "
+    "then lemica calibrate again"
+)
+
+
+def boolean(value: str) -> bool:
+    """true/1/yes/on and false/0/no/off, in any case."""
+    words = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+    if value.lower() not in words:
+        raise argparse.ArgumentTypeError(f"expected true or false, got {value!r}")
+    return words[value.lower()]
+
+
+def aspect_ratio(value: str) -> str:
+    if not re.fullmatch(r"[1-9]\d{0,4}:[1-9]\d{0,4}", value):
+        raise argparse.ArgumentTypeError(f"expected two whole numbers like 16:9, got {value!r}")
+    return value
+
+
+def positive(value: str) -> float:
+    number = float(value)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {value!r}")
+    return number
+
+
+def _add_switch(group, flag: str, text: str, default: bool | None = False) -> None:
+    group.add_argument(flag, type=boolean, nargs="?", const=True, default=default, metavar="BOOL", help=text)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that name the model and the video, and those that say where its weights are kept."""
+    group = parser.add_argument_group("model and video, as in generate.py")
+    group.add_argument(
+        "--model_path", required=True, metavar="FOLDER", help="checkpoint, or a Hub repository owner/name"
+    )
+    group.add_argument("--resolution", required=True, choices=["480p", "720p"], help="of model and video")
+    group.add_argument("--flow_shift", type=positive, metavar="X", help="shift of the sampler (default: the model's)")
+    group.add_argument("--aspect_ratio", type=aspect_ratio, default="16:9", metavar="W:H", help="(default: 16:9)")
+    group.add_argument("--video_length", type=int, default=121, metavar="FRAMES", help="4n + 1 (default: 121)")
+    group.add_argument("--negative_prompt", default="", metavar="TEXT", help="what the videos shall not show")
+    group.add_argument(
+        "--checkpoint_path", metavar="FOLDER", help="distributed checkpoint to load into the transformer"
+    )
+    group.add_argument("--lora_path", metavar="FOLDER", help="LoRA adapter to load into the transformer")
+    group.add_argument("--dtype", default="bf16", choices=["bf16", "fp32"], help="of the transformer on a GPU")
+    _add_switch(group, "--cfg_distilled", "the CFG-distilled model (default: false)")
+    _add_switch(group, "--sparse_attn", "sparse attention, H-series GPUs, implies CFG-distilled (default: false)")
+    _add_switch(group, "--use_sageattn", "SageAttention (default: false)")
+    group.add_argument(
+        "--sage_blocks_range", default="0-53", metavar="RANGE", help="blocks that use it (default: 0-53)"
+    )
+    _add_switch(group, "--enable_torch_compile", "compile the transformer blocks (default: false)")
+    _add_switch(group, "--use_fp8_gemm", "fp8 matrix products (default: false)")
+    group.add_argument("--quant_type", default="fp8-per-token-sgl", metavar="TYPE", help="(default: fp8-per-token-sgl)")
+    group.add_argument("--include_patterns", default="double_blocks", metavar="NAMES", help="modules in fp8")
+    memory = parser.add_argument_group("memory, as in generate.py")
+    _add_switch(memory, "--offloading", "keep models on the CPU while they are not used (default: true)", True)
+    _add_switch(memory, "--group_offloading", "stream the transformer block by block (default: below 60 GB)", None)
+    _add_switch(memory, "--overlap_group_offloading", "overlap streaming with computing (default: true)", True)
+
+
+# Options that change where weights are, and nothing that is measured.
+MEMORY_OPTIONS = ("offloading", "group_offloading", "overlap_group_offloading")
+
+
+def import_kit():
+    """The kit's pipeline module, from the current folder if that is a tree; raises Refused where there is none."""
+    if Path("hyvideo").is_dir():
+        sys.path.insert(0, os.getcwd())
+    try:
+        from hyvideo.pipelines import hunyuan_video_pipeline
+    except ModuleNotFoundError as error:
+        raise Refused(NEEDS_A_TREE.format(error)) from error
+    if not hasattr(hunyuan_video_pipeline, "StepCache"):
+        raise Refused(NEEDS_A_TREE.format("this one has upstream's pipeline"))
+    return hunyuan_video_pipeline
+
+
+class HunyuanVideo:
+    """The model that the options name, loaded when the first sample is prepared.
+
+    Args:
+        options: what ``add_model_arguments`` parsed.
+        num_steps: denoising steps.
+        with_image: whether samples have a first frame, which decides the model.
+
+    Raises Refused, before anything is loaded, where there is no kit or no such model.
+    """
+
+    def __init__(self, options: argparse.Namespace, num_steps: int, with_image: bool):
+        self.kit, self.options, self.num_steps = import_kit(), options, num_steps
+        self.version = self.kit.HunyuanVideo_1_5_Pipeline.get_transformer_version(
+            options.resolution,
+            "i2v" if with_image else "t2v",
+            cfg_distilled=options.cfg_distilled,
+            sparse_attn=options.sparse_attn,
+        )
+        self._check()
+        self._pipeline = None
+
+    def _check(self) -> None:
+        folder = Path(self.options.model_path)
+        if folder.is_dir() and not (folder / "transformer" / self.version / "config.json").is_file():
+            raise Refused(f"--model_path {folder} has no transformer/{self.version}: choose flags of a model it has")
+        if not folder.is_dir() and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.options.model_path):
+            raise Refused(f"--model_path {folder} is not a folder: give the folder of the checkpoint")
+        if self.options.group_offloading and not self.options.offloading:
+            raise Refused("--group_offloading true needs --offloading true")
+
+    @property
+    def pipeline(self):
+        if self._pipeline is None:
+            from hyvideo.commons.infer_state import initialize_infer_state
+
+            o = self.options
+            self._pipeline = self.kit.HunyuanVideo_1_5_Pipeline.load(
+                o.model_path,
+                self.version,
+                initialize_infer_state(o),
+                dtype={"bf16": self.kit.torch.bfloat16, "fp32": self.kit.torch.float32}[o.dtype],
+                checkpoint_path=o.checkpoint_path,
+                lora_path=o.lora_path,
+                **{name: getattr(o, name) for name in MEMORY_OPTIONS},
+            )
+            self._pipeline.set_progress_bar_config(disable=True)
+        return self._pipeline
+
+    def prepare(self, sample: Sample) -> "tuple[Run, Target]":
+        """What denoises one sample, its texts and image encoded, and what it belongs to.
+
+        Raises Refused if the sampler does not take the number of steps that was asked for.
+        """
+        settings = self.pipeline.resolve_settings(
+            prompt=sample.prompt,
+            negative_prompt=self.options.negative_prompt,
+            reference_image=sample.image_path,
+            aspect_ratio=self.options.aspect_ratio,
+            video_length=self.options.video_length,
+            prompt_rewrite=False,
+            num_inference_steps=self.num_steps,
+            guidance_scale=None,
+            embedded_guidance_scale=None,
+            flow_shift=self.options.flow_shift,
+            seed=sample.seed,
+            generator=None,
+            options={},
+        )
+        if settings.mask.num_steps != self.num_steps:
+            raise Refused(f"the sampler takes {settings.mask.num_steps} steps where {self.num_steps} were asked for")
+        return prepared_run(self.pipeline, settings), self.pipeline.target(settings.scheduler)
+
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        """Keep an offloaded transformer on the device between replays: moving it takes longer than most of them."""
+        pipeline = self.pipeline
+        with pipeline.on_device(pipeline.transformer):
+            offloading, pipeline.enable_offloading = pipeline.enable_offloading, False
+            try:
+                yield
+            finally:
+                pipeline.enable_offloading = offloading
+
+
+def prepared_run(pipeline, settings) -> "Run":
+    """The denoising of one request; encodes text and image."""
+    import torch
+
+    from lemica.calibration.replays import Run
+
+    with torch.no_grad():
+        inputs = pipeline.prepare(settings)
+    sigmas = tuple(settings.scheduler.sigmas.double().tolist())
+    return Run(lambda: pipeline.denoise(inputs), pipeline.transformer, inputs.scheduler, sigmas)
+
+
+@contextmanager
+def ranks_together() -> Iterator[tuple[int, int]]:
+    """This rank and the number of ranks; all ranks leave together, and from then on each works alone.
+
+    So all have read what is done before one adds to it, and no collective can time out while one rank waits for another
+    that has hours of work left.
+    """
+    kit = import_kit()
+    from torch import distributed as dist
+
+    joined_before = dist.is_initialized()
+    kit.initialize_sequence_parallel(sp=1)
+    yield dist.get_rank(), dist.get_world_size()
+    dist.barrier()
+    if not joined_before:
+        dist.destroy_process_group()

@@ -1,0 +1,83 @@
+"""Plan step masks: which steps to compute with a given budget.
+
+Finds the best path through an error graph from calibrate, exactly, for one budget or for several. The objective
+"minimax" makes the worst stretch of reused steps as harmless as possible, then the second worst, and so on (LeMiCa,
+arXiv 2511.00090); "sum" makes the sum of all errors smallest. Needs neither a GPU nor torch.
+
+--forecast says how a reused step is made from the velocities of the computed steps before it, and --history how many
+of them the fitted forecast reads. Any forecast is planned from the one graph: a stretch costs what it costs after the
+computed steps that really come before it. The weights go into the mask file.
+
+The mask goes straight into generate.py --enable_cache true --cache_type lemica --lemica_mask MASK.
+"""
+
+import argparse
+from pathlib import Path
+
+from lemica.forecasts import DEFAULT_FORECAST, DEFAULT_HISTORY, FORECASTS, MAX_HISTORY
+from lemica.masks import write_mask
+from lemica.planning.describe import mask_lines
+from lemica.planning.graph import merge_graphs, read_graph
+from lemica.planning.plan import OBJECTIVES, plan_many
+
+EXAMPLES = """\
+examples:
+  lemica plan graph.json --budget 20 -o mask.json
+  lemica plan graph.json --budget 25 20 15 10 -o 'masks/b{budget}.json'
+  lemica plan graph.json --budget 20 --objective sum
+  lemica plan graph.json --budget 20 --forecast damped -o mask.json
+"""
+
+_PLACEHOLDER = "{budget}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("graphs", type=Path, nargs="+", metavar="GRAPH", help="graph file; several are averaged")
+    parser.add_argument("--budget", type=int, nargs="+", required=True, metavar="B", help="number of computed steps")
+    parser.add_argument("--objective", choices=list(OBJECTIVES), default="minimax", help="(default: minimax)")
+    parser.add_argument(
+        "--forecast",
+        choices=FORECASTS,
+        default=DEFAULT_FORECAST,
+        help=f"how a reused step is made (default: {DEFAULT_FORECAST})",
+    )
+    parser.add_argument(
+        "--history",
+        type=int,
+        choices=range(2, MAX_HISTORY + 1),
+        help="computed steps that the fitted forecast reads: more are better where gaps are short, 2 where they are "
+        f"long (default: {DEFAULT_HISTORY})",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="MASK",
+        help=f"mask file to write; {_PLACEHOLDER} in it stands for the budget (default: only print the mask)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Plan, write and print; raises ValueError if a graph cannot be read or a budget has no path."""
+    _check(args)
+    graph = merge_graphs([read_graph(path) for path in args.graphs])
+    made_by = f"lemica plan, {args.objective}, {', '.join(path.name for path in args.graphs)}"
+    history = args.history or DEFAULT_HISTORY
+    masks = plan_many(graph, args.budget, args.forecast, history, args.objective, made_by)
+    names = {b: args.output.replace(_PLACEHOLDER, str(b)) if args.output else f"budget {b}" for b in masks}
+    if args.output:
+        for budget, mask in masks.items():
+            write_mask(mask, names[budget])
+    # After the files, so that a reader that closes the pipe costs no mask.
+    for budget, mask in masks.items():
+        print(*mask_lines(names[budget], mask, graph), sep="\n")
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.output and len(set(args.budget)) > 1 and _PLACEHOLDER not in args.output:
+        raise ValueError(f"-o {args.output} would be written {len(set(args.budget))} times: put {_PLACEHOLDER} into it")
+    if args.output == "":
+        raise ValueError("-o is empty: name a file, or leave -o out to only print the mask")
+    if args.output and (Path(args.output).is_dir() or args.output.endswith("/")):
+        raise ValueError(f"-o {args.output} is a folder: name a file in it")
+    if args.history and args.forecast != "fitted":
+        raise ValueError("--history is for the fitted forecast: leave out --history, or type --forecast fitted")

@@ -1,0 +1,125 @@
+"""Masks and their files: written and read, weights and their refusals, uniform masks, which steps keep a tensor."""
+
+import itertools
+import json
+import math
+import os
+from itertools import pairwise
+
+import pytest
+from calibrated import NUM_STEPS, TARGET, calibrated_graph
+
+from lemica.masks import (
+    RULES,
+    Mask,
+    computed_steps,
+    kept_steps,
+    mask_of,
+    read_mask,
+    strip,
+    uniform_mask,
+    write_mask,
+)
+from lemica.planning.plan import with_forecast
+
+STEPS = mask_of([0, 2, 3, 5, 8], NUM_STEPS)
+
+
+def fitted_mask(path) -> Mask:
+    """A mask that has been written to `path`."""
+    mask = with_forecast(STEPS, calibrated_graph(), history=4, made_by='by hand, "four"')
+    write_mask(mask, path)
+    return mask
+
+
+def changed(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return path
+
+
+def test_a_mask_is_read_as_it_was_written(tmp_path):
+    mask = fitted_mask(tmp_path / "new" / "mask.json")
+    assert read_mask(tmp_path / "new" / "mask.json") == mask
+    assert (mask.budget, mask.num_steps, mask.history) == (5, NUM_STEPS, 4)
+    assert os.listdir(tmp_path / "new") == ["mask.json"]
+
+
+def test_the_mask_file_is_the_documented_format(tmp_path):
+    write_mask(Mask((True, False, True), "velocity", ((), (1.0,), ()), made_by="by hand"), tmp_path / "mask.json")
+    assert json.loads((tmp_path / "mask.json").read_text()) == {
+        "format": "lemica-mask/2",
+        "num_steps": 3,
+        "budget": 2,
+        "computed_steps": [0, 2],
+        "kept": "velocity",
+        "rule": "hold",
+        "weights": [[], [1.0], []],
+        "made_by": "by hand",
+        "target": {"model": None, "config": None, "sigmas": None, "dtype": None},
+    }
+
+
+@pytest.mark.parametrize("weights", [None, [], [[]] * NUM_STEPS, [[]] + [["x"]] * (NUM_STEPS - 1), "none", 3])
+def test_a_mask_file_whose_weights_do_not_fit_is_refused(tmp_path, weights):
+    fitted_mask(tmp_path / "mask.json")
+    with pytest.raises(ValueError, match=r'mask\.json cannot be used: "weights" .* plan it again$'):
+        read_mask(changed(tmp_path / "mask.json", weights=weights))
+
+
+@pytest.mark.parametrize("factor", [9, math.nan, math.inf, 10**400])
+def test_weights_that_are_too_large_are_refused(tmp_path, factor):
+    mask = fitted_mask(tmp_path / "mask.json")
+    weights = [[factor if weight == 1 else weight for weight in row] for row in mask.weights]
+    with pytest.raises(ValueError, match=r"mask\.json cannot be used"):
+        read_mask(changed(tmp_path / "mask.json", weights=weights))
+
+
+@pytest.mark.parametrize("old_name", ["hold", "damped-sigma", "fitted"])
+def test_a_file_of_version_1_is_read(tmp_path, old_name):
+    mask = fitted_mask(tmp_path / "fitted.json")
+    old = {"format": "lemica-mask/1", "model": "480p_t2v", "num_steps": NUM_STEPS, "computed_steps": [0, 2, 3, 5, 8]}
+    old |= {"origin": "planned", "reuse": "velocity", "forecast": old_name, "weights": mask.weights}
+    (tmp_path / "mask.json").write_text(json.dumps(old))
+    read = read_mask(tmp_path / "mask.json").with_weights(TARGET.sigmas)
+    assert (read.steps, read.kept, read.target.model) == (STEPS, "velocity", "480p_t2v")
+    assert read.weights == (mask.weights if old_name == "fitted" else RULES[read.rule](STEPS, TARGET.sigmas))
+
+
+def test_a_file_of_version_1_whose_forecast_is_gone_is_refused(tmp_path):
+    old = {"format": "lemica-mask/1", "num_steps": 3, "computed_steps": [0, 2], "forecast": "quadratic-step"}
+    (tmp_path / "mask.json").write_text(json.dumps(old))
+    with pytest.raises(ValueError, match="forecast 'quadratic-step' has no weights in it: plan the mask again"):
+        read_mask(tmp_path / "mask.json")
+
+
+@pytest.mark.parametrize("history", [1, 2, 3])
+def test_a_tensor_is_kept_exactly_when_some_reused_step_will_read_it(history):
+    for tail in itertools.product([True, False], repeat=6):
+        steps = (True, *tail, True)
+        seen = [[k for k in range(step) if steps[k]][-history:] for step in range(len(steps))]
+        rows = tuple(() if steps[step] else (1 / len(seen[step]),) * len(seen[step]) for step in range(len(steps)))
+        read = {k for step in range(len(steps)) if not steps[step] for k in seen[step]}
+        assert kept_steps(Mask(steps, weights=rows)) == mask_of(read, len(steps))
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps", "expected"),
+    [(2, 5, "■···■"), (3, 5, "■·■·■"), (5, 5, "■■■■■"), (4, 6, "■·■■·■"), (3, 6, "■··■·■")],
+)
+def test_uniform_masks(budget, steps, expected):
+    assert strip(uniform_mask(budget, steps)) == expected
+
+
+def test_uniform_masks_have_their_budget_and_even_gaps():
+    for steps in range(2, 60):
+        for budget in range(2, steps + 1):
+            computed = computed_steps(uniform_mask(budget, steps))
+            gaps = {j - i for i, j in pairwise(computed)}
+            assert len(computed) == budget and computed[0] == 0 and computed[-1] == steps - 1
+            assert max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize(("budget", "steps"), [(1, 5), (6, 5), (0, 1)])
+def test_uniform_masks_refuse_what_has_no_mask(budget, steps):
+    with pytest.raises(ValueError, match=f"no uniform mask of budget {budget} for {steps} steps; choose 2 to {steps}"):
+        uniform_mask(budget, steps)
