@@ -17,16 +17,22 @@ import json
 import math
 import os
 import re
-import tempfile
+import secrets
+import sys
 import time
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import loguru
 import torch
-from hyvideo.commons import PIPELINE_CONFIGS, TRANSFORMER_VERSION_TO_SR_VERSION, get_rank
+from hyvideo.commons import PIPELINE_CONFIGS, TRANSFORMER_VERSION_TO_SR_VERSION, get_rank, infer_state
+
+if not hasattr(infer_state, "resolve_mask"):
+    # hyvideo is another one than that of the tree that the kit was put into.
+    sys.exit(f"{infer_state.__file__} is upstream's: type scripts/install.sh TREE, then run generate.py in TREE")
+
 from hyvideo.commons.infer_state import (
     KEPT,
     RULES,
@@ -39,14 +45,25 @@ from hyvideo.commons.infer_state import (
     parse_budget,
     resolve_mask,
 )
-from PIL import Image
 from torch import distributed as dist
 
 CACHE_TYPES = ("lemica", "deepcache", "teacache", "taylorcache")
 DEFAULT_NUM_STEPS = 50
 FRAMES_PER_SECOND = 24
-SECONDS_FOR_RANK_0 = 60
+SECONDS_FOR_FIRST_RANK = 5
+# Where imageio's default, H.264, does not fit the container.
+CODECS = {".webm": {"codec": "libvpx-vp9"}}
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".gif")
+# Flags that upstream has not: an abbreviation never stands for one of them.
+NEW_FLAGS = (
+    "--lemica_step",
+    "--lemica_mask",
+    "--lemica_reuse",
+    "--lemica_forecast",
+    "--force_mask",
+    "--flow_shift",
+    "--save_lossless",
+)
 SHARED_MODEL_FILES = (
     "vae/config.json",
     "scheduler/scheduler_config.json",
@@ -61,14 +78,15 @@ SHARED_MODEL_FILES = (
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Refuses in one line, on rank 0 only, with exit status 2."""
+    """Refuses in one line with exit status 2: the first rank of a node at once, another rank if nobody else has."""
 
     def error(self, message: str):
-        if get_rank() != 0:
-            # torchrun ends all ranks with the first: rank 0 must have had its say.
-            time.sleep(SECONDS_FOR_RANK_0)
-            self.exit(2)
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+        line = f"{self.prog}: error: {' '.join(message.split())}\n"
+        if int(os.environ.get("LOCAL_RANK", "0")) != 0:
+            # torchrun ends all ranks with the first: what all of them refuse is said once.
+            time.sleep(SECONDS_FOR_FIRST_RANK)
+            line = f"rank {get_rank()}: {line}"
+        self.exit(2, line)
 
 
 def str_to_bool(value: str | bool | None) -> bool:
@@ -116,9 +134,7 @@ def add_request_flags(group) -> None:
     add_switch(group, "--rewrite", False, "rewrite the prompt through the T2V_/I2V_REWRITE_* services (default: false)")
     add_switch(group, "--sr", True, "super-resolution (default: true)")
     add_switch(group, "--save_pre_sr_video", False, "also save the video before super-resolution (default: false)")
-    add_switch(
-        group, "--save_lossless", False, "also save NAME_lossless.mkv, for lemica compare (default: false)"
-    )
+    add_switch(group, "--save_lossless", False, "also save NAME_lossless.mkv, for lemica compare (default: false)")
     add_switch(group, "--save_generation_config", True, "save arguments and run report as JSON (default: true)")
 
 
@@ -137,7 +153,7 @@ def add_speed_flags(group) -> None:
     add_switch(group, "--group_offloading", None, "stream the transformer block by block (default: below 60 GB)")
     add_switch(group, "--overlap_group_offloading", True, "overlap streaming with computing (default: true)")
     add_switch(group, "--use_sageattn", False, "SageAttention (default: false)")
-    group.add_argument("--sage_blocks_range", default="0-53", help="blocks that use it, like 0-5,9 (default: 0-53)")
+    group.add_argument("--sage_blocks_range", default="0-53", help="taken, like 0-5,9, but upstream reads it nowhere")
     add_switch(group, "--enable_torch_compile", False, "compile the transformer blocks (default: false)")
     add_switch(group, "--use_fp8_gemm", False, "fp8 matrix products (default: false)")
     group.add_argument("--quant_type", default="fp8-per-token-sgl", help="kind of fp8 (default: fp8-per-token-sgl)")
@@ -171,17 +187,30 @@ def add_cache_flags(group) -> None:
 def parse_arguments(arguments: list[str] | None = None) -> tuple[argparse.Namespace, InferState]:
     """Parse and check; anything wrong ends the program with exit status 2."""
     parser = build_parser()
-    args = parser.parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    args = parser.parse_args([in_full(word, parser) for word in arguments])
     if args.image_path is not None and args.image_path.strip().lower() in ("", "none"):
         args.image_path = None
     try:
         state = initialize_infer_state(args)
-        for check in (check_request, check_speed, check_files, check_model, check_output):
+        for check in (check_request, check_speed, check_files, check_model):
             check(args)
         check_cache(args, state)
+        if get_rank() == 0:
+            check_output(args)
     except ValueError as error:
         parser.error(str(error))
     return args, state
+
+
+def in_full(word: str, parser: argparse.ArgumentParser) -> str:
+    """An abbreviated flag in full, where it is the beginning of only one of upstream's own flags."""
+    flag, *value = word.split("=", 1)
+    known = list(parser._option_string_actions)
+    fitting = [name for name in known if name.startswith(flag) and name not in NEW_FLAGS]
+    if flag.startswith("--") and len(flag) > 2 and flag not in known and len(fitting) == 1:
+        return "=".join([*fitting, *value])
+    return word
 
 
 def task_of(args: argparse.Namespace) -> str:
@@ -243,13 +272,9 @@ def check_files(args: argparse.Namespace) -> None:
         if getattr(args, flag) and path.is_dir() and not any(path.glob(content)):
             raise ValueError(f"--{flag} {path} holds no {content}")
     if args.image_path:
-        try:
-            with Image.open(args.image_path) as image:
-                image.convert("RGB")
-        except FileNotFoundError as error:
-            raise ValueError(f"--image_path {args.image_path} does not exist") from error
-        except Exception as error:
-            raise ValueError(f"--image_path {args.image_path} is not an image that can be read") from error
+        from hyvideo.pipelines.hunyuan_video_pipeline import as_rgb
+
+        as_rgb(args.image_path)
 
 
 def check_model(args: argparse.Namespace) -> None:
@@ -262,7 +287,10 @@ def check_model(args: argparse.Namespace) -> None:
         return
     missing = missing_model_files(Path(args.model_path), version, with_sr=args.sr)
     if missing:
-        raise ValueError(f"--model_path {args.model_path} is incomplete, missing: {', '.join(missing)}")
+        raise ValueError(
+            f"--model_path {args.model_path} is incomplete, missing: {', '.join(missing)}; download them, or pass "
+            "--model_path tencent/HunyuanVideo-1.5, which fetches the whole repository"
+        )
     heads = json.loads((Path(args.model_path) / "transformer" / version / "config.json").read_text())["heads_num"]
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if heads % ranks:
@@ -312,21 +340,40 @@ def check_speed(args: argparse.Namespace) -> None:
 
 
 def check_output(args: argparse.Namespace) -> None:
+    """Try what the end of the run will do: write such a video, and give a file that name."""
     path = output_path(args)
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         raise ValueError(f"--output_path {path} must end with one of {' '.join(VIDEO_SUFFIXES)}")
     if path.is_dir():
         raise ValueError(f"--output_path {path} is a folder: give the name of a video file")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"--output_path {path} is no regular file: give the name of a video file")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir():
-        raise ValueError(f"--output_path {path} cannot be written: {parent} is not a folder")
-    longest = beside(path, f"_before_sr{path.suffix}").name
-    if len(os.fsencode(longest)) > os.pathconf(parent, "PC_NAME_MAX"):
-        raise ValueError(f"--output_path {path} is too long a name: {longest} may be written beside it")
+    longest = beside(path, f"_before_sr{path.suffix}")
     try:
-        tempfile.TemporaryFile(dir=parent).close()
+        for name in (path.name, longest.name):
+            try_name(parent / name)
+        try_video(parent, path.suffix)
     except OSError as error:
-        raise ValueError(f"--output_path {path} cannot be written: {parent}: {error.strerror}") from error
+        raise ValueError(f"--output_path {path} cannot be written in {parent}: {error.strerror or error}") from error
+
+
+def try_name(path: Path) -> None:
+    """Raise OSError where the file system does not let this name be written."""
+    if path.exists():
+        os.close(os.open(path, os.O_WRONLY))
+        return
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+    path.unlink()
+
+
+def try_video(folder: Path, suffix: str) -> None:
+    """Raise OSError where a video with this suffix cannot be written, or not be read again."""
+    partial = partial_name(folder / f"video{suffix}")
+    try:
+        write_video(torch.zeros(3, 5, 64, 64), partial)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def check_cache(args: argparse.Namespace, state: InferState) -> None:
@@ -358,12 +405,12 @@ def lemica_flags(args: argparse.Namespace) -> list[str]:
 
 
 def output_path(args: argparse.Namespace) -> Path:
-    """Where the video goes; without --output_path a name made of model and time, the same at every call."""
+    """Where the video goes; without --output_path a name made of model, time and chance, the same at every call."""
     if args.output_path is None:
-        args.output_path = (
-            f"./outputs/output_{transformer_version(args)}_{datetime.datetime.now():%Y-%m-%d %H:%M:%S}.mp4"
-        )
-    return Path(args.output_path)
+        now, chance = datetime.datetime.now(), secrets.token_hex(3)
+        args.output_path = f"./outputs/output_{transformer_version(args)}_{now:%Y-%m-%d_%H-%M-%S}_{chance}.mp4"
+    # A link is followed, not replaced.
+    return Path(os.path.realpath(args.output_path))
 
 
 def beside(path: Path, ending: str) -> Path:
@@ -393,16 +440,10 @@ def load_pipeline(args: argparse.Namespace, state: InferState):
     )
 
 
-def generate_video(args: argparse.Namespace, state: InferState) -> None:
-    """Load, generate, and on rank 0 write the video and what is known about its making."""
-    if args.video_length % 4 != 1:
-        rank0_log(f"videos have 4n + 1 frames: this one will have {(args.video_length - 1) // 4 * 4 + 1}", "WARNING")
-    if args.video_length != 121:
-        rank0_log(f"121 frames give the best quality; generating {args.video_length}", "WARNING")
-    if not args.rewrite:
-        rank0_log("prompt rewriting is off, which may cost quality", "WARNING")
-    if not args.enable_cache and (given := lemica_flags(args)):
-        rank0_log(f"every step is computed, {given[0]} or not: there is no --enable_cache true", "WARNING")
+def generate_video(args: argparse.Namespace, state: InferState) -> bool:
+    """Load, generate, and on rank 0 write the video and what is known about its making; whether all was saved."""
+    warn_of_choices(args)
+    files = RunFiles(output_path(args))
     started = time.perf_counter()
     pipe = load_pipeline(args, state)
     loading_seconds = time.perf_counter() - started
@@ -420,52 +461,143 @@ def generate_video(args: argparse.Namespace, state: InferState) -> None:
         return_pre_sr_video=args.save_pre_sr_video,
     )
     if get_rank() != 0:
-        return
+        return True
     started = time.perf_counter()
-    save_outputs(args, out)
+    write_videos(args, out, files)
     seconds = out.report.stage_seconds
     seconds |= {"model loading": loading_seconds, "file writing": time.perf_counter() - started}
-    log_report(out.report)
     if args.save_generation_config:
-        save_config(args, out.report)
+        files.write(beside(files.path, "_config.json"), write_json, config_of(args, out.report, files))
+    files.move()
+    log_report(out.report)
+    return files.all_saved
 
 
-def save_outputs(args: argparse.Namespace, out) -> None:
-    path = output_path(args)
+def warn_of_choices(args: argparse.Namespace) -> None:
+    if args.video_length % 4 != 1:
+        rank0_log(f"videos have 4n + 1 frames: this one will have {(args.video_length - 1) // 4 * 4 + 1}", "WARNING")
+    if args.video_length != 121:
+        rank0_log(f"121 frames give the best quality; generating {args.video_length}", "WARNING")
+    if not args.rewrite:
+        rank0_log("prompt rewriting is off, which may cost quality", "WARNING")
+    if not args.enable_cache and (given := lemica_flags(args)):
+        rank0_log(f"every step is computed, {given[0]} or not: there is no --enable_cache true", "WARNING")
+
+
+def write_videos(args: argparse.Namespace, out, files: "RunFiles") -> None:
+    path = files.path
     video = out.videos if out.sr_videos is None else out.sr_videos
-    save_video(video, path)
+    files.write(path, write_video, video)
     if args.save_lossless:
-        save_video(video, beside(path, "_lossless.mkv"), codec="ffv1", pixelformat="bgr0")
+        files.write(beside(path, "_lossless.mkv"), write_video, video, codec="ffv1", pixelformat="bgr0")
     if out.sr_videos is not None and args.save_pre_sr_video:
-        save_video(out.videos, beside(path, f"_before_sr{path.suffix}"))
+        files.write(beside(path, f"_before_sr{path.suffix}"), write_video, out.videos)
 
 
-def save_video(video: torch.Tensor, path: str | Path, **encoding) -> None:
-    """Write a video (3, F, H, W) or (1, 3, F, H, W), float in [0, 1], at 24 frames a second.
+class RunFiles:
+    """The files of a run: written beside their names, checked there, and moved when all are done.
 
-    `encoding` goes to imageio's ffmpeg writer; without it the file's suffix decides.
+    A file that is whole is never deleted. Where it cannot get its name, or where another run has put a file of that
+    name since this one began, it is kept under another name, and `all_saved` becomes false.
     """
-    import imageio
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.all_saved = True
+        # By final name: where a file stands that is written and checked.
+        self.whole: dict[Path, Path] = {}
+        endings = (path.suffix, "_lossless.mkv", f"_before_sr{path.suffix}", "_config.json")
+        self._at_start = {beside(path, ending): _identity(beside(path, ending)) for ending in endings}
+
+    def write(self, path: Path, write, content, **options) -> None:
+        """Have `write(content, partial name, **options)` make the file that shall be called `path`."""
+        partial = partial_name(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(content, partial, **options)
+            self.whole[path] = partial
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            self.all_saved = False
+            say(f"Not saved: {path} cannot be written ({error.strerror or error})", error=True)
+
+    def move(self) -> None:
+        """Give every file its name. The config of an earlier run goes first: it must not stand beside a new video."""
+        if self.path in self.whole:
+            beside(self.path, "_config.json").unlink(missing_ok=True)
+            self._at_start[beside(self.path, "_config.json")] = None
+        for path, partial in self.whole.items():
+            try:
+                self._move(partial, path)
+                say(f"Saved {path}")
+            except OSError as error:
+                self.all_saved = False
+                say(f"Kept as {partial}: it cannot be moved to {path} ({error.strerror or error})", error=True)
+
+    def _move(self, partial: Path, path: Path) -> None:
+        if _identity(path) != self._at_start[path]:
+            raise FileExistsError(None, "another run has written it meanwhile")
+        os.replace(partial, path)
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What tells a file from another one that takes its name; None if there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def partial_name(path: Path) -> Path:
+    """A name beside `path`, with its suffix, that no other run has: short, whatever the name."""
+    return path.with_name(f".partial-{secrets.token_hex(8)}{path.suffix}")
+
+
+def write_video(video: torch.Tensor, path: Path, **encoding) -> None:
+    """Write a video (3, F, H, W) or (1, 3, F, H, W), float in [0, 1], at 24 frames per second, and read it again.
+
+    `encoding` goes to imageio's ffmpeg writer; without it the file's suffix decides. Raises OSError if what was written
+    has not as many frames.
+    """
+    import imageio.v2 as imageio
 
     frames = video.squeeze(0) if video.ndim == 5 else video
     frames = (frames * 255).clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).numpy()
-    with moved_into_place(Path(path)) as partial:
-        imageio.mimwrite(partial, frames, fps=FRAMES_PER_SECOND, **encoding)
-    print(f"Saved video to: {path}")
-
-
-@contextmanager
-def moved_into_place(path: Path):
-    """A name beside `path` to write to; what stands there at the end becomes `path`, in one move."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Short, whatever the name, and the same at the next run, which replaces what a killed one left.
-    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    partial = path.with_name(f".partial-{digest}{path.suffix}")
     try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        imageio.mimwrite(path, frames, fps=FRAMES_PER_SECOND, **(CODECS.get(path.suffix.lower(), {}) | encoding))
+        found = count_frames(path)
+    except (OSError, RuntimeError, ValueError, IndexError, TypeError) as error:
+        # ffmpeg tells its whole configuration before the cause.
+        cause = getattr(error, "strerror", None) or str(error).strip().splitlines()[-1]
+        raise OSError(f"no {path.suffix} video can be written: {cause}") from error
+    # A GIF holds equal frames once.
+    if found != len(frames) and not (path.suffix.lower() == ".gif" and found):
+        raise OSError(f"of {len(frames)} frames {found} can be read again")
+
+
+def count_frames(path: Path) -> int:
+    """The frames that can be decoded, as they are stored."""
+    import imageio.v2 as imageio
+
+    as_stored = {} if path.suffix.lower() == ".gif" else {"output_params": ["-fps_mode", "passthrough"]}
+    with imageio.get_reader(path, **as_stored) as reader:
+        return sum(1 for _ in reader.iter_data())
+
+
+def write_json(content: dict, path: Path) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    path.write_text(text, encoding="utf-8")
+    if path.read_text(encoding="utf-8") != text:
+        raise OSError("what was written cannot be read again")
+
+
+def say(message: str, error: bool = False) -> None:
+    """Print, and go on where nothing can be printed: no file may be lost by it."""
+    stream = sys.stderr if error else sys.stdout
+    with suppress(OSError, ValueError, AttributeError):
+        stream.write(f"{message}\n")
+        stream.flush()
 
 
 def log_report(report) -> None:
@@ -477,22 +609,24 @@ def log_report(report) -> None:
     rank0_log(", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in report.stage_seconds.items()))
 
 
-def save_config(args: argparse.Namespace, report) -> None:
-    """Write PATH_config.json beside the video: the arguments, the model, and the run report."""
-    path = output_path(args)
+def config_of(args: argparse.Namespace, report, files: RunFiles) -> dict:
+    """What NAME_config.json says: the arguments, what decided the picture, the run report, and which files it is of."""
     sums = ("dit_seconds", "computed_seconds", "reused_seconds", "total_seconds")
-    config = {
+    return {
         "timestamp": datetime.datetime.now().isoformat(),
         "task": task_of(args),
         "transformer_version": transformer_version(args),
-        "output_path": str(path),
+        "output_path": str(files.path),
         "arguments": vars(args),
+        "request": report.request,
         "report": dataclasses.asdict(report) | {name: getattr(report, name) for name in sums},
+        "files": {path.name: fingerprint(partial) for path, partial in files.whole.items()},
     }
-    config_path = beside(path, "_config.json")
-    with moved_into_place(config_path) as partial:
-        partial.write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
-    print(f"Saved generation config to: {config_path}")
+
+
+def fingerprint(path: Path) -> dict:
+    content = path.read_bytes()
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def main() -> None:
@@ -501,9 +635,11 @@ def main() -> None:
     from hyvideo.pipelines.hunyuan_video_pipeline import initialize_sequence_parallel
 
     initialize_sequence_parallel()
-    generate_video(args, state)
+    all_saved = generate_video(args, state)
     if dist.is_initialized():
         dist.destroy_process_group()
+    if not all_saved:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ A drop-in for upstream's file of the same name: same public names, signatures an
 """
 
 import copy
+import hashlib
 import inspect
 import math
 import os
@@ -57,7 +58,7 @@ from hyvideo.models.vision_encoder import VisionEncoder
 from hyvideo.schedulers.scheduling_flow_match_discrete import FlowMatchDiscreteScheduler
 from hyvideo.utils.data_utils import generate_crop_size_list, get_closest_ratio, resize_and_center_crop
 from loguru import logger
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import distributed as dist
 
 from .pipeline_utils import rescale_noise_cfg, retrieve_timesteps
@@ -446,6 +447,11 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         self.enable_offloading = enable_offloading
         self.infer_state: InferState | None = None
         self.cache_helper = None
+        # What apply_infer_optimization has done to the transformer.
+        self._own_attn_mode = transformer.attn_mode
+        self._quantised: tuple[str, list[str]] | None = None
+        self._compiled = False
+        self._blocks_per_group: int | None = None
         self.model_name: str | None = None
         self.model_config: str | None = None
 
@@ -515,9 +521,8 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         if enable_sr:
             with clock.stage("super-resolution"):
                 sr_videos = self._super_resolve(
-                    latents, settings, reference_image, video_length, sr_num_inference_steps, output_type,
-                    enable_vae_tile_parallelism,
-                )  # fmt: skip
+                    latents, settings, video_length, sr_num_inference_steps, output_type, enable_vae_tile_parallelism
+                )
         videos = latents if output_type == "latent" else sr_videos
         if output_type != "latent" and (return_pre_sr_video or not enable_sr):
             with clock.stage("VAE decoding"):
@@ -526,7 +531,41 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
 
         if not return_dict:
             return (videos, sr_videos) if enable_sr else videos
-        return HunyuanVideoPipelineOutput(videos, sr_videos, _report(settings, clock))
+        return HunyuanVideoPipelineOutput(videos, sr_videos, self._report(settings, clock))
+
+    def _report(self, settings: GenerationSettings, clock: Stopwatch) -> RunReport:
+        mask = settings.mask
+        return RunReport(
+            seed=settings.seed,
+            prompt=settings.prompt,
+            request=self._request(settings),
+            num_steps=mask.num_steps,
+            computed_steps=list(mask.computed_steps),
+            mask_origin=mask.origin,
+            reuse=None if all(mask.steps) else mask.kept,
+            forecast=None if all(mask.steps) else mask.rule,
+            step_seconds=clock.step_seconds(),
+            stage_seconds=dict(clock.stages),
+        )
+
+    def _request(self, settings: GenerationSettings) -> dict[str, Any]:
+        """All that decided the picture but the number of steps and which of them were computed."""
+        target, image = self.target(settings.scheduler), settings.image
+        return dict(
+            prompt=settings.prompt,
+            negative_prompt=settings.negative_prompt,
+            seed=settings.seed,
+            model=target.model,
+            config=target.config,
+            dtype=target.dtype,
+            width=settings.width,
+            height=settings.height,
+            frames=(settings.latent_size[0] - 1) * self.vae_temporal_compression_ratio + 1,
+            guidance_scale=self.guidance_scale,
+            embedded_guidance_scale=settings.guidance,
+            flow_shift=settings.scheduler.config.shift,
+            image=None if image is None else hashlib.sha256(np.asarray(image).tobytes()).hexdigest(),
+        )
 
     def prepare(self, settings: GenerationSettings, clock: Stopwatch | None = None) -> DenoiseInputs:
         """Encode text and image and draw the noise: everything that the denoising loop reads."""
@@ -665,7 +704,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         return guided
 
     def _super_resolve(
-        self, latents, settings, reference_image, video_length, num_inference_steps, output_type, tile_parallelism
+        self, latents, settings, video_length, num_inference_steps, output_type, tile_parallelism
     ) -> torch.Tensor:
         devices = [torch.cuda.current_device()] if self.execution_device.type == "cuda" else []
         # Upstream's SR pipeline draws noise from the global generator, so the seed alone would not fix its output.
@@ -680,7 +719,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
                 seed=settings.seed,
                 output_type=output_type,
                 lq_latents=latents,
-                reference_image=reference_image,
+                reference_image=settings.image,
                 enable_vae_tile_parallelism=tile_parallelism,
             ).videos
 
@@ -696,7 +735,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         guidance = config.embedded_guidance_scale if embedded_guidance_scale is None else embedded_guidance_scale
         self._check_embedded_guidance(guidance)
 
-        image = self._open_image(reference_image)
+        image = None if reference_image is None else as_rgb(reference_image)
         task = "t2v" if image is None else "i2v"
         if self.ideal_task is not None and self.ideal_task != task:
             raise ValueError(f"this model does {self.ideal_task}: {'leave out' if image else 'pass'} reference_image")
@@ -735,14 +774,6 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
             raise ValueError("this model embeds its guidance: pass embedded_guidance_scale")
         if guidance is not None and (not embeds or self.do_classifier_free_guidance):
             raise ValueError("embedded_guidance_scale needs a model that embeds guidance, and guidance_scale 1")
-
-    @staticmethod
-    def _open_image(reference_image: Image.Image | str | None) -> Image.Image | None:
-        if isinstance(reference_image, str):
-            return Image.open(reference_image).convert("RGB")
-        if reference_image is None or isinstance(reference_image, Image.Image):
-            return reference_image
-        raise ValueError("reference_image must be a PIL image or the path of an image file")
 
     def _video_size(self, image: Image.Image | None, aspect_ratio: str) -> tuple[int, int]:
         """Height and width in pixels: the bucket closest to the image's shape, else to `aspect_ratio`."""
@@ -845,6 +876,8 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         return prompt_embeds, negative_prompt_embeds, attention_mask, negative_attention_mask
 
     def _hidden_states(self, encoder: TextEncoder, texts, device, data_type: str, clip_skip: int | None = None):
+        for text in [texts] if isinstance(texts, str) else texts:
+            _warn_if_cut("the prompt", encoder.tokenizer, text, self.text_len)
         tokens = encoder.text2tokens(texts, data_type=data_type, max_length=self.text_len)
         if clip_skip is None:
             output = encoder.encode(tokens, data_type=data_type, device=device)
@@ -867,6 +900,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
             return embeddings, torch.zeros((1, self.byt5_max_length), device=device, dtype=torch.int64)
         plain = [{"color": None, "font-family": None} for _ in glyph_texts]
         text = self.prompt_format.format_prompt(glyph_texts, plain)
+        _warn_if_cut("the quoted text", self.byt5_tokenizer, text, self.byt5_max_length)
         length = dict(padding="max_length", max_length=self.byt5_max_length, truncation=True)
         tokens = self.byt5_tokenizer(text, return_tensors="pt", **length).to(device)
         return self.byt5_model(tokens.input_ids, attention_mask=tokens.attention_mask.float())[0], tokens.attention_mask
@@ -1003,31 +1037,57 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
 
         In that order, so that each sees the final modules; offloading comes last and wraps all of them. LeMiCa needs
         nothing here but the state: a reused step does not enter the blocks, so it streams none of their weights.
-        Raises ValueError for an unknown cache type, RuntimeError if a cache type's library is missing.
+        Called again, it gives what its arguments say. Raises ValueError for an unknown cache type and where something
+        cannot be taken back (quantisation, group offloading), RuntimeError if a cache type's library is missing.
         """
         state = self.infer_state = infer_state or InferState()
-        if state.use_fp8_gemm:
-            from angelslim.compressor.diffusion import DynamicDiTQuantizer
-
-            # PEFT casts its input to the dtype of LoRA weights, which fp8 inputs are not made for.
-            patterns = dict(include_patterns=state.include_patterns, exclude_patterns=["embed", "lora_"])
-            quantizer = DynamicDiTQuantizer(quant_type=state.quant_type, **patterns)
-            quantizer.convert_linear(self.transformer)
-        if state.enable_torch_compile:
-            for block in self.transformer.double_blocks:
-                block.forward = torch.compile(block.forward)
-        if state.enable_sageattn:
-            self.transformer.set_attn_mode("sageattn")
+        self._quantise((state.quant_type, state.include_patterns) if state.use_fp8_gemm else None)
+        self._compile_blocks(state.enable_torch_compile)
+        attn_mode = "sageattn" if state.enable_sageattn else self._own_attn_mode
+        if self.transformer.attn_mode != attn_mode:
+            self.transformer.set_attn_mode(attn_mode)
         self._set_block_cache(state)
+        if enable_group_offloading and not enable_offloading:
+            raise ValueError("group offloading needs offloading: pass enable_offloading=True")
         self.enable_offloading = enable_offloading
-        if enable_group_offloading:
-            if not enable_offloading:
-                raise ValueError("group offloading needs offloading: pass enable_offloading=True")
-            self.transformer.enable_group_offload(
-                onload_device=self.execution_device,
-                num_blocks_per_group=1 if overlap_group_offloading else 4,
-                use_stream=overlap_group_offloading,
-            )
+        self._offload_by_groups((1 if overlap_group_offloading else 4) if enable_group_offloading else None)
+
+    def _quantise(self, wanted: tuple[str, list[str]] | None) -> None:
+        if self._quantised == wanted:
+            return
+        if self._quantised:
+            raise ValueError("the transformer's weights are quantised already: load the pipeline anew")
+        from angelslim.compressor.diffusion import DynamicDiTQuantizer
+
+        quant_type, patterns = wanted
+        # PEFT casts its input to the dtype of LoRA weights, which fp8 inputs are not made for.
+        patterns = dict(include_patterns=patterns, exclude_patterns=["embed", "lora_"])
+        DynamicDiTQuantizer(quant_type=quant_type, **patterns).convert_linear(self.transformer)
+        self._quantised = wanted
+
+    def _compile_blocks(self, wanted: bool) -> None:
+        if self._compiled == wanted:
+            return
+        if self._blocks_per_group:
+            raise ValueError("the blocks are streamed already, as they are: load the pipeline anew")
+        for block in self.transformer.double_blocks:
+            if wanted:
+                block.forward = torch.compile(block.forward)
+            else:
+                del block.forward
+        self._compiled = wanted
+
+    def _offload_by_groups(self, blocks_per_group: int | None) -> None:
+        if self._blocks_per_group == blocks_per_group:
+            return
+        if self._blocks_per_group:
+            raise ValueError("the blocks are streamed already, otherwise: load the pipeline anew")
+        self.transformer.enable_group_offload(
+            onload_device=self.execution_device,
+            num_blocks_per_group=blocks_per_group,
+            use_stream=blocks_per_group == 1,
+        )
+        self._blocks_per_group = blocks_per_group
 
     def _set_block_cache(self, state: InferState) -> None:
         """Install one of upstream's own caches, which angelslim implements; LeMiCa needs none."""
@@ -1074,9 +1134,9 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
             return
         clock = clock or Stopwatch(self.execution_device)
         at_home = [(weight, weight.data) for weight in model.parameters()]
-        with clock.stage(OFFLOAD_MOVES):
-            model.to(self.execution_device)
         try:
+            with clock.stage(OFFLOAD_MOVES):
+                model.to(self.execution_device)
             yield
         finally:
             with clock.stage(OFFLOAD_MOVES):
@@ -1214,8 +1274,9 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
     ) -> "HunyuanVideo_1_5_Pipeline":
         """Load a checkpoint in upstream's layout; models are placed on `device`, run where the machine computes.
 
-        On a machine without a GPU every model is loaded in float32. Keywords `vae_dtype`, `vae_sample_size` and
-        `vae_tile_overlap_factor` are understood, others go to the download of a Hub repository.
+        On a machine without a GPU every model is loaded in float32. The VAE's dtype and tiles follow from the GPU's
+        memory (``get_vae_inference_config``) unless keywords `vae_dtype`, `vae_sample_size` or
+        `vae_tile_overlap_factor` say otherwise; other keywords go to the download of a Hub repository.
         """
         folder = cls._local_folder(pretrained_model_name_or_path, **kwargs)
         execution_device = default_device()
@@ -1223,11 +1284,12 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         device = device or execution_device
         transformer_dtype = transformer_dtype if on_gpu else torch.float32
         transformer = cls._load_transformer(folder, transformer_version, transformer_dtype)
-        vae_dtype = kwargs.get("vae_dtype", torch.float16) if on_gpu else torch.float32
+        vae_config = cls.get_vae_inference_config()
+        vae_dtype = kwargs.get("vae_dtype", vae_config["dtype"]) if on_gpu else torch.float32
         vae = AutoencoderKLConv3D.from_pretrained(os.path.join(folder, "vae"), torch_dtype=vae_dtype).to(device)
         vae.set_tile_sample_min_size(
-            kwargs.get("vae_sample_size") or vae.config.sample_size,
-            kwargs.get("vae_tile_overlap_factor") or vae.tile_overlap_factor,
+            kwargs.get("vae_sample_size") or vae_config["sample_size"],
+            kwargs.get("vae_tile_overlap_factor") or vae_config["tile_overlap_factor"],
         )
         text_encoder, text_encoder_2 = cls._load_text_encoders(folder, device)
         byt5, prompt_format = cls._load_byt5(folder, True, BYT5_TOKENS, device)
@@ -1350,25 +1412,46 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         )
 
 
+def as_rgb(source: Image.Image | str) -> Image.Image:
+    """A picture as it is meant to be seen: turned as its EXIF data say, transparent places white, 8 bits a channel.
+
+    Args:
+        source: a PIL image, or the path of an image file.
+
+    Raises ValueError, in one line that names the cause, for a file that cannot be read or shown.
+    """
+    if not isinstance(source, (str, Image.Image)):
+        raise ValueError("reference_image must be a PIL image or the path of an image file")
+    try:
+        image = Image.open(source) if isinstance(source, str) else source
+        image = ImageOps.exif_transpose(image)
+        image.load()
+    except FileNotFoundError as error:
+        raise ValueError(f"the image {source} does not exist") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"the image {source} cannot be read: {' '.join(str(error).split())}") from error
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_eight_bits(image, source)).convert("RGB")
+    if image.has_transparency_data:
+        if get_rank() == 0:
+            logger.warning("the image has transparent places: they become white")
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image, source: Image.Image | str) -> np.ndarray:
+    """Grey levels of 16 bits as 8 bits; wider ones and floats have no agreed white."""
+    levels = np.asarray(image)
+    if levels.dtype.kind not in "iu" or levels.min() < 0 or levels.max() >= 2**16:
+        raise ValueError(f"the image {source} has grey levels that are not of 8 or 16 bits: save it as an 8-bit PNG")
+    return (levels.astype(np.int64) * 255 // (2**16 - 1)).astype(np.uint8)
+
+
 def _existing(path: str) -> str:
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path} not found: download it as checkpoints-download.md of HunyuanVideo-1.5 says")
     return path
-
-
-def _report(settings: GenerationSettings, clock: Stopwatch) -> RunReport:
-    mask = settings.mask
-    return RunReport(
-        seed=settings.seed,
-        prompt=settings.prompt,
-        num_steps=mask.num_steps,
-        computed_steps=list(mask.computed_steps),
-        mask_origin=mask.origin,
-        reuse=None if all(mask.steps) else mask.kept,
-        forecast=None if all(mask.steps) else mask.rule,
-        step_seconds=clock.step_seconds(),
-        stage_seconds=dict(clock.stages),
-    )
 
 
 def _vision_sizes(vision_encoder: VisionEncoder) -> dict[str, int]:
@@ -1378,6 +1461,13 @@ def _vision_sizes(vision_encoder: VisionEncoder) -> dict[str, int]:
         "vision_num_semantic_tokens": (config.image_size // config.patch_size) ** 2,
         "vision_states_dim": config.hidden_size,
     }
+
+
+def _warn_if_cut(what: str, tokenizer, text: str, limit: int) -> None:
+    """One line that quotes what an encoder of `limit` tokens does not read."""
+    tokens = tokenizer(text, add_special_tokens=False).input_ids
+    if len(tokens) > limit and get_rank() == 0:
+        logger.warning(f"{what} is cut after {limit} tokens, this is not read: {tokenizer.decode(tokens[limit:])!r}")
 
 
 def _repeat_rows(tensor: torch.Tensor | None, count: int, device: torch.device) -> torch.Tensor | None:

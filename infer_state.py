@@ -254,7 +254,8 @@ def read_mask(path: str | os.PathLike) -> Mask:
     Raises ValueError with one line that names the file and the fault.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        # As bytes, because JSON says itself which UTF it is, with or without a byte order mark.
+        with open(path, "rb") as file:
             content = json.load(file)
     except OSError as error:
         raise ValueError(f"cannot read the mask file {path}: {error.strerror}") from error
@@ -327,7 +328,7 @@ def target_from(content) -> Target:
         sigmas = values["sigmas"] and tuple(map(float, values["sigmas"])) if "sigmas" in values else None
         texts = {name: value and str(value) for name, value in values.items() if name != "sigmas"}
         return Target(**texts, sigmas=sigmas)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError('"target" must hold "model", "config", "sigmas" and "dtype"') from error
 
 
@@ -500,7 +501,8 @@ def _refuse_unfit(mask: Mask, run: Target, force: bool) -> None:
 class RunReport:
     """What one call did and how long it took: computed steps (0-based), seconds by step and by stage.
 
-    `seed` and `prompt` are those that were used: drawn and rewritten, if that was asked for. `reuse` is what was kept
+    `seed` and `prompt` are those that were used: drawn and rewritten, if that was asked for. `request` is all that
+    decided the picture but the steps: runs that differ in it may not be compared. `reuse` is what was kept
     and `forecast` the rule that gave the weights, None where every step was computed. Stages sum to the whole; with
     offloading "offload moves" is one of them, the time to bring whole models to the device and back. What upstream's
     super-resolution pipeline moves counts as super-resolution, and blocks that are streamed as their step.
@@ -508,6 +510,7 @@ class RunReport:
 
     seed: int
     prompt: str | list[str]
+    request: dict[str, object]
     num_steps: int
     computed_steps: list[int]
     mask_origin: str

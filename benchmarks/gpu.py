@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -116,3 +117,16 @@ def ratio_db(signal: torch.Tensor, other: torch.Tensor) -> float | None:
     """Root mean square of `signal` over that of the difference, in dB; None where there is no difference."""
     error = (signal - other).double().square().mean()
     return (10 * (signal.double().square().mean() / error).log10()).item() if error > 0 else None
+
+
+def table(results: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """The measured steps in assets/measurements/gpu.json, as a Markdown table."""
+    yield "| | tokens | full step | reused step | of a full one | kept, MB | peak, GB |"
+    yield "|---" * 7 + "|"
+    for size, result in results.items():
+        for way, cost in result.get("ways", {}).items():
+            yield (
+                f"| {size}, {way} | {result['image_tokens']:,} | {cost['full_step']:.2f} s "
+                f"| {cost['reused_step'] * 1e3:.2f} ms | {cost['reused_step'] / cost['full_step']:.4%} "
+                f"| {cost['held'] / 1e6:.0f} | {cost['peak'] / 1e9:.1f} |"
+            )

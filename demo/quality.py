@@ -124,11 +124,14 @@ def measure(options: argparse.Namespace) -> None:
     with fused_attention(), torch.no_grad(), tqdm(total=(last - first) * len(methods), unit="video") as bar:
         for index in range(first, last):
             pair = Pair(pipe, index)
-            rows = results.setdefault(f"{options.version} {index}", {})
+            name = f"{options.version} {index}"
+            rows = results.get(name, {})
             for method in methods:
                 if method.key not in rows:
                     rows[method.key] = quality(pair.reference(method.mask.num_steps), pair.video(method))
                 bar.update()
+            # In the order of the list, whenever they were measured.
+            results[name] = {method.key: rows[method.key] for method in methods} | rows
             write_results(results, options.output)
 
 

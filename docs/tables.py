@@ -14,7 +14,7 @@ from pathlib import Path
 
 from scipy.stats import spearmanr
 
-from benchmarks import counts, steps
+from benchmarks import counts, gpu, steps
 from demo.calibrations import CALIBRATIONS, GRAPHS, TIMES, calibration
 from demo.results import Row, budget_table, full_table, merged, rows_of
 
@@ -123,6 +123,11 @@ def step_counts() -> Iterator[str]:
         yield from (*counts.table(result), "")
 
 
+def gpu_steps() -> Iterator[str]:
+    """What tests/gpu measured."""
+    return gpu.table(_named("gpu.json"))
+
+
 TABLES: dict[str, Callable[[], Iterable[str]]] = {
     "readme": readme,
     "quality_t2v": partial(quality, "t2v"),
@@ -135,6 +140,7 @@ TABLES: dict[str, Callable[[], Iterable[str]]] = {
     "steering": steering,
     "steps": step_costs,
     "counts": step_counts,
+    "gpu": gpu_steps,
 }
 
 

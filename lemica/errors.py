@@ -1,6 +1,8 @@
 """How the library refuses, and how it asks for packages that only some of its commands need."""
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 # Packages that the extras of pyproject.toml install.
@@ -13,6 +15,43 @@ EXTRAS = {
 
 class Refused(Exception):
     """What was asked for cannot be done. The message is one line that says what was wrong and what to type."""
+
+
+class RefusedHere(Refused):
+    """A refusal of one rank that the others do not share: that rank says it itself."""
+
+
+class KeptElsewhere(Exception):
+    """A file is finished and cannot take its name. The message is one line that says where it is."""
+
+
+@contextmanager
+def refusing(*kinds: type[Exception], hint: str = "") -> Iterator[None]:
+    """Turn errors that a wrong argument or file causes into a refusal.
+
+    To be put around the one call that reads an input or uses an argument, never around more: what else is raised there
+    is an error of the program, and its traceback would be lost.
+
+    Args:
+        kinds: ValueError for wrong values, OSError for files.
+        hint: what to add to the line.
+
+    Example:
+        >>> with refusing(OSError, hint=": give a file of prompts"):
+        ...     open("no_prompts.txt")
+        Traceback (most recent call last):
+        lemica.errors.Refused: no_prompts.txt: No such file or directory: give a file of prompts
+    """
+    try:
+        yield
+    except kinds as error:
+        raise Refused(in_words(error) + hint) from error
+
+
+def in_words(error: Exception) -> str:
+    """An error as one line; one of the file system begins with the file."""
+    file = getattr(error, "filename2", None) or getattr(error, "filename", None)
+    return f"{file}: {error.strerror}" if file and isinstance(error, OSError) else " ".join(str(error).split())
 
 
 def require(name: str, extra: str, purpose: str) -> ModuleType:

@@ -11,6 +11,7 @@ Standard library only. What stands between the two marker lines is carried by th
 scripts/embed_masks.py puts it there.
 """
 
+import errno
 import json
 import math
 import os
@@ -256,7 +257,8 @@ def read_mask(path: str | os.PathLike) -> Mask:
     Raises ValueError with one line that names the file and the fault.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        # As bytes, because JSON says itself which UTF it is, with or without a byte order mark.
+        with open(path, "rb") as file:
             content = json.load(file)
     except OSError as error:
         raise ValueError(f"cannot read the mask file {path}: {error.strerror}") from error
@@ -329,7 +331,7 @@ def target_from(content) -> Target:
         sigmas = values["sigmas"] and tuple(map(float, values["sigmas"])) if "sigmas" in values else None
         texts = {name: value and str(value) for name, value in values.items() if name != "sigmas"}
         return Target(**texts, sigmas=sigmas)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError('"target" must hold "model", "config", "sigmas" and "dtype"') from error
 
 
@@ -337,7 +339,22 @@ def target_from(content) -> Target:
 
 
 def write_mask(mask: Mask, path: str | os.PathLike) -> None:
-    """Write a mask file for ``generate.py --lemica_mask``, in one move; `mask` must have its weights."""
+    """Write a mask file for ``generate.py --lemica_mask``, in one move, once it reads back as the same mask.
+
+    `mask` must have its weights; raises ValueError if it has none.
+    """
+    if mask.weights is None:
+        raise ValueError("a mask is written with its weights: call its with_weights with the sampler's noise levels")
+    text = _text_of(mask)
+
+    def check(written: str | os.PathLike) -> None:
+        if json.loads(_text_of(read_mask(written))) != json.loads(text):
+            raise OSError(errno.EIO, "the mask does not read back as it was written", os.fspath(path))
+
+    write_text(path, text, check)
+
+
+def _text_of(mask: Mask) -> str:
     document = {
         "format": MASK_FORMAT,
         "num_steps": mask.num_steps,
@@ -350,7 +367,7 @@ def write_mask(mask: Mask, path: str | os.PathLike) -> None:
         "target": asdict(mask.target),
     }
     lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items())
-    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def uniform_mask(budget: int, num_steps: int) -> StepMask:

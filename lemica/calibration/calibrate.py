@@ -4,7 +4,7 @@ Under torchrun every rank holds the whole model and works alone on samples of it
 are more ranks than samples left.
 """
 
-import time
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,12 @@ from pathlib import Path
 from lemica.calibration.checkpoints import Checkpoints, Unit, units_of_rank
 from lemica.calibration.edges import Work, sample_graph
 from lemica.calibration.hunyuan import HunyuanVideo
+from lemica.calibration.locks import Crew
 from lemica.calibration.samples import Sample
+from lemica.errors import Refused, RefusedHere, in_words
 from lemica.planning.graph import ErrorGraph, merge_graphs
+from lemica.planning.paths import feasible_budgets
+from lemica.streams import Unfailing, tell
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def measure_units(
     from tqdm import tqdm
 
     total = sum(plan.share(unit).forwards(plan.num_steps) for unit in units)
-    with tqdm(total=total, unit="forward", disable=not show_progress) as progress:
+    with tqdm(total=total, unit="forward", disable=not show_progress, file=Unfailing()) as progress:
         for unit in units:
             progress.set_description(f"sample {unit.sample + 1} of {len(plan.samples)}")
             measure_unit(plan, model, unit, checkpoints, progress.update)
@@ -75,17 +79,43 @@ def measure_unit(
     run, target = model.prepare(plan.samples[unit.sample])
     with model.on_device():
         errors = measure(run, plan.share(unit), plan.max_gap, on_forward)
-    checkpoints.save(unit, errors, target)
+    try:
+        checkpoints.save(unit, errors, target)
+    except OSError as error:
+        raise RefusedHere(
+            f"{in_words(error)}: make room there, and type the same command again, which goes on from what is kept"
+        ) from error
 
 
-def averaged(plan: Plan, checkpoints: Checkpoints, folder: Path) -> ErrorGraph:
-    """The mean graph of all samples, in their order, once every rank is done."""
-    missing = sum(checkpoints.measured(sample) is None for sample in range(len(plan.samples)))
+def averaged(plan: Plan, checkpoints: Checkpoints, crew: Crew) -> ErrorGraph:
+    """The mean graph of all samples, in their order, once every rank is done.
+
+    Raises Refused, saying what to type, where a rank was gone before its work was done.
+    """
+    if crew.others_at_work() and (missing := _missing(plan, checkpoints)):
+        tell(
+            f"waiting for the other ranks: {len(missing)} of {len(plan.samples)} samples are not done in "
+            f"{checkpoints.folder}"
+        )
+    crew.wait_for_others()
+    missing = _missing(plan, checkpoints)
     if missing:
-        print(f"waiting for the other ranks: {missing} of {len(plan.samples)} samples are not done in {folder}")
+        raise Refused(
+            f"ranks are gone before their work was done, {len(missing)} of {len(plan.samples)} samples: type the same "
+            f"command again, which goes on from what is kept in {checkpoints.folder}"
+        )
     graphs = []
     for sample in range(len(plan.samples)):
-        while (measured := checkpoints.measured(sample)) is None:
-            time.sleep(1)
+        measured = checkpoints.measured(sample)
         graphs.append(sample_graph(measured.errors, plan.mode, measured.target, plan.max_gap))
     return merge_graphs(graphs)
+
+
+def _missing(plan: Plan, checkpoints: Checkpoints) -> list[int]:
+    return [sample for sample in range(len(plan.samples)) if checkpoints.measured(sample) is None]
+
+
+def next_command(graph: ErrorGraph, output: Path) -> str:
+    """What to type after a calibration: a plan with about half of the steps, or as few as the gaps allow."""
+    budget = max((graph.num_steps + 1) // 2, feasible_budgets(graph.num_steps, graph.max_gap)[0])
+    return f"lemica plan {shlex.quote(str(output))} --budget {budget}"

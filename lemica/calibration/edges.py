@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lemica.masks import Target
-from lemica.planning.graph import Edge, ErrorGraph, edge_pairs
 from lemica.moments import Moments
+from lemica.planning.graph import Edge, ErrorGraph, edge_pairs
 
 EXACT, FAST = "exact", "fast"
 # Eight replays that end at evenly spread steps cost at most 4 full runs, and the trajectory one.

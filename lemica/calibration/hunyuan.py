@@ -17,6 +17,7 @@ from lemica.calibration.samples import Sample
 from lemica.errors import Refused
 
 if TYPE_CHECKING:
+    from lemica.calibration.locks import Exchange
     from lemica.calibration.replays import Run
     from lemica.masks import Target
 
@@ -130,6 +131,8 @@ class HunyuanVideo:
             raise Refused(f"--model_path {folder} is not a folder: give the folder of the checkpoint")
         if self.options.group_offloading and not self.options.offloading:
             raise Refused("--group_offloading true needs --offloading true")
+        if self.options.group_offloading and self.kit.default_device().type == "cpu":
+            raise Refused("--group_offloading true needs a GPU: leave it out on this machine")
 
     @property
     def pipeline(self):
@@ -198,18 +201,23 @@ def prepared_run(pipeline, settings) -> "Run":
 
 
 @contextmanager
-def ranks_together() -> Iterator[tuple[int, int]]:
-    """This rank and the number of ranks; all ranks leave together, and from then on each works alone.
+def ranks_together() -> Iterator[tuple[int, int, "Exchange"]]:
+    """This rank, the number of ranks, and how they exchange values; all ranks leave together.
 
-    So all have read what is done before one adds to it, and no collective can time out while one rank waits for another
-    that has hours of work left.
+    From then on each works alone. So all have read what is done before one adds to it, and no collective can time out
+    while one rank waits for another that has hours of work left.
     """
     kit = import_kit()
     from torch import distributed as dist
 
+    def exchange(value):
+        values = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value)
+        return values
+
     joined_before = dist.is_initialized()
     kit.initialize_sequence_parallel(sp=1)
-    yield dist.get_rank(), dist.get_world_size()
+    yield dist.get_rank(), dist.get_world_size(), exchange
     dist.barrier()
     if not joined_before:
         dist.destroy_process_group()

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
-from lemica.errors import Refused
+from lemica.errors import Refused, in_words, refusing
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,21 @@ def read_samples(args: argparse.Namespace) -> list[Sample]:
 
 
 def _prompts(path: Path) -> list[str]:
+    with refusing(OSError):
+        content = path.read_bytes()
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        # As bytes first: read as text, a lone carriage return would end a line.
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise Refused(f"--prompts {path} is not UTF-8 text: give a text file with one prompt per line") from error
     # Not splitlines: a prompt may hold a character that Unicode calls a line separator.
-    prompts = [line.strip() for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
+    lines = text.split("\n")
+    for number, line in enumerate(lines, 1):
+        for character, name in (("\r", "a carriage return without a line feed"), ("\0", "a NUL character")):
+            if character in line:
+                raise Refused(f"--prompts {path} has {name} in line {number}: end every line with a line feed alone")
+    # Files that were put together leave byte order marks at the beginning of lines.
+    prompts = [prompt for line in lines if (prompt := line.replace("\ufeff", "").strip())]
     if not prompts:
         raise Refused(f"--prompts {path} is empty: write one prompt per line")
     return prompts
@@ -63,8 +72,8 @@ def _images(paths: list[str] | None) -> list[str | None]:
                 image.convert("RGB")
         except FileNotFoundError as error:
             raise Refused(f"--image_path {path} does not exist") from error
-        except Exception as error:
-            raise Refused(f"--image_path {path} is not an image that can be read") from error
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise Refused(f"--image_path {path} is not an image that can be read ({in_words(error)})") from error
     return list(paths)
 
 

@@ -6,11 +6,11 @@ options.
 
 import argparse
 import os
-import sys
 from typing import NoReturn
 
 from lemica.cli import calibrate, compare, plan, report, show
-from lemica.errors import Refused
+from lemica.errors import KeptElsewhere, Refused, RefusedHere
+from lemica.streams import Unprinted, complain, let_go, prepare
 
 COMMANDS = {"calibrate": calibrate, "plan": plan, "show": show, "compare": compare, "report": report}
 
@@ -31,7 +31,8 @@ examples:
       --enable_cache true --cache_type lemica --lemica_mask mask.json
 
 The manual of a command: lemica COMMAND --help
-Exit status: 0 done, 2 refused, with one line on standard error that says what to type.
+Exit status: 0 done, 2 refused, with one line on standard error that says what to type, 1 done, but a file could not
+take its name or a line could not be printed: one line says where the file is.
 """
 
 
@@ -39,12 +40,22 @@ class RefusingParser(argparse.ArgumentParser):
     """Refuses in one line with exit status 2; under torchrun only rank 0 speaks."""
 
     def error(self, message: str) -> NoReturn:
-        line = " ".join(message.split())
-        self.exit(2, f"{self.prog}: error: {line}\n" if os.environ.get("RANK", "0") == "0" else None)
+        self.end(2, message)
+
+    def end(self, status: int, message: str) -> NoReturn:
+        """End the program with a line that all ranks have."""
+        if os.environ.get("RANK", "0") == "0":
+            self.end_here(status, message)
+        raise SystemExit(status)
+
+    def end_here(self, status: int, message: str) -> NoReturn:
+        """End the program with a line of this rank's own."""
+        complain(f"{self.prog}: error: {' '.join(message.split())}\n")
+        raise SystemExit(status)
 
 
 def build_parser() -> RefusingParser:
-    """The parser with all commands; what it parses has `run` and `refuse` of the command that was given."""
+    """The parser with all commands; what it parses has `run` and `parser` of the command that was given."""
     manual = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     parser = RefusingParser(prog="lemica", description=DESCRIPTION, epilog=EXAMPLES, **manual)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -52,12 +63,14 @@ def build_parser() -> RefusingParser:
         summary = module.__doc__.partition("\n")[0]
         command = commands.add_parser(name, help=summary, description=module.__doc__, epilog=module.EXAMPLES, **manual)
         module.add_arguments(command)
-        command.set_defaults(run=module.run, refuse=command.error)
+        command.set_defaults(run=module.run, parser=command)
     return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command. What is wrong with its arguments or files ends the program with exit status 2.
+    """Run one command. What is wrong with its arguments or files ends the program with exit status 2, in one line.
+
+    An error of the program keeps its traceback: commands turn into refusals only what a wrong input causes.
 
     Args:
         arguments: the command line without the program's name; None reads sys.argv.
@@ -65,20 +78,20 @@ def main(arguments: list[str] | None = None) -> None:
     Example:
         >>> main(["plan", "graph.json", "--budget", "20", "-o", "mask.json"])  # doctest: +SKIP
     """
+    prepare()
     args = build_parser().parse_args(arguments)
-    if hasattr(sys.stdout, "reconfigure"):
-        # Strips are not ASCII: a locale that knows no more must not end a command that has done its work.
-        sys.stdout.reconfigure(encoding="utf-8")
     try:
         args.run(args)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader has left, as head does. Without this Python would complain when it closes standard output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        file = error.filename2 or error.filename  # A file that cannot be moved is named by where it should go.
-        args.refuse(f"{file}: {error.strerror}" if file else str(error))
-    except (Refused, ValueError) as error:
-        args.refuse(str(error))
+    except RefusedHere as error:
+        args.parser.end_here(2, str(error))
+    except Refused as error:
+        args.parser.end(2, str(error))
+    except KeptElsewhere as error:
+        args.parser.end_here(1, str(error))
+    except Unprinted as error:
+        let_go()
+        # A reader that has left, as head does, has seen what it wanted.
+        if not error.reader_left:
+            args.parser.end(1, str(error))
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -12,13 +12,17 @@ The mask goes straight into generate.py --enable_cache true --cache_type lemica 
 """
 
 import argparse
+import os
 from pathlib import Path
 
-from lemica.forecasts import DEFAULT_FORECAST, DEFAULT_HISTORY, FORECASTS, MAX_HISTORY
+from lemica.errors import Refused, refusing
+from lemica.forecasts import DEFAULT_FORECAST, DEFAULT_HISTORY, FORECASTS, MAX_HISTORY, forecast_named
 from lemica.masks import write_mask
 from lemica.planning.describe import mask_lines
 from lemica.planning.graph import merge_graphs, read_graph
+from lemica.planning.paths import NoPath
 from lemica.planning.plan import OBJECTIVES, plan_many
+from lemica.streams import require_stdout, say
 
 EXAMPLES = """\
 examples:
@@ -57,27 +61,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Plan, write and print; raises ValueError if a graph cannot be read or a budget has no path."""
+    """Plan, write and print; raises Refused if a graph cannot be read or a budget has no path."""
     _check(args)
-    graph = merge_graphs([read_graph(path) for path in args.graphs])
-    made_by = f"lemica plan, {args.objective}, {', '.join(path.name for path in args.graphs)}"
+    with refusing(OSError, ValueError):
+        graphs = [read_graph(path) for path in args.graphs]
+    with refusing(ValueError):
+        graph = merge_graphs(graphs)
     history = args.history or DEFAULT_HISTORY
-    masks = plan_many(graph, args.budget, args.forecast, history, args.objective, made_by)
+    with refusing(ValueError):
+        forecast_named(args.forecast, graph.moments, history)
+    made_by = f"lemica plan, {args.objective}, {', '.join(path.name for path in args.graphs)}"
+    with refusing(NoPath):
+        masks = plan_many(graph, args.budget, args.forecast, history, args.objective, made_by)
     names = {b: args.output.replace(_PLACEHOLDER, str(b)) if args.output else f"budget {b}" for b in masks}
+    _refuse_inputs([*names.values()] if args.output else [], args.graphs)
     if args.output:
         for budget, mask in masks.items():
-            write_mask(mask, names[budget])
-    # After the files, so that a reader that closes the pipe costs no mask.
-    for budget, mask in masks.items():
-        print(*mask_lines(names[budget], mask, graph), sep="\n")
+            with refusing(OSError):
+                write_mask(mask, names[budget])
+    say(*(line for budget, mask in masks.items() for line in mask_lines(names[budget], mask, graph)))
 
 
 def _check(args: argparse.Namespace) -> None:
     if args.output and len(set(args.budget)) > 1 and _PLACEHOLDER not in args.output:
-        raise ValueError(f"-o {args.output} would be written {len(set(args.budget))} times: put {_PLACEHOLDER} into it")
+        raise Refused(f"-o {args.output} would be written {len(set(args.budget))} times: put {_PLACEHOLDER} into it")
     if args.output == "":
-        raise ValueError("-o is empty: name a file, or leave -o out to only print the mask")
-    if args.output and (Path(args.output).is_dir() or args.output.endswith("/")):
-        raise ValueError(f"-o {args.output} is a folder: name a file in it")
+        raise Refused("-o is empty: name a file, or leave -o out to only print the mask")
+    if args.output and (os.path.isdir(args.output) or args.output.endswith("/")):
+        raise Refused(f"-o {args.output} is a folder: name a file in it")
     if args.history and args.forecast != "fitted":
-        raise ValueError("--history is for the fitted forecast: leave out --history, or type --forecast fitted")
+        raise Refused("--history is for the fitted forecast: leave out --history, or type --forecast fitted")
+    if not args.output:
+        require_stdout()
+
+
+def _refuse_inputs(outputs: list[str], graphs: list[Path]) -> None:
+    """A graph is hours of work: no mask takes its place."""
+    for output in filter(os.path.exists, outputs):
+        if any(os.path.samefile(output, graph) for graph in graphs):
+            raise Refused(f"-o {output} is the graph that is read: give another name")

@@ -1,7 +1,8 @@
 """Write a page with the videos of all budgets side by side, playing in step, and what each costs and gives.
 
-RUN_DIR holds videos of one prompt and seed as generate.py leaves them (NAME.mp4, NAME_config.json), or subfolders that
-do. The run with all steps computed is the reference. Quality is measured as by lemica compare, on NAME_lossless.mkv if
+RUN_DIR holds videos of one request as generate.py leaves them (NAME.mp4, NAME_config.json), or subfolders that do: the
+configs say what decided the picture, and which files they are of, and what does not fit is refused. The run with all
+steps computed is the reference. Quality is measured as by lemica compare, on NAME_lossless.mkv if
 every video has one (generate.py --save_lossless true).
 
 Speed-ups are taken by each run's own clock, so that a machine that was busier during one run does not change them:
@@ -13,12 +14,14 @@ The page is one file that needs no network and no server. The same numbers are p
 """
 
 import argparse
+import os
 from pathlib import Path
 
-from lemica.errors import Refused, require
-from lemica.files import write_text
-from lemica.report.runs import summarise
+from lemica.errors import Refused, refusing, require
+from lemica.files import try_name, write_text
+from lemica.report.runs import PLAYABLE, summarise
 from lemica.report.table import mean_runs, table
+from lemica.streams import say
 
 EXAMPLES = """\
 examples:
@@ -32,15 +35,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the table and write the page; raises Refused for a folder without comparable runs."""
+    """Write the page and print the table; raises Refused for a folder without comparable runs."""
     output = args.output or args.run_dir / "report.html"
-    if output.is_dir():
+    if os.path.isdir(output):
         raise Refused(f"-o {output} is a folder: name a file in it")
+    if output.suffix.lower() in (*PLAYABLE, ".mkv", ".json"):
+        raise Refused(f"-o {output} would take the place of a run's file: name a file that ends in .html")
     require("jinja2", extra="report", purpose="the page")
-    from lemica.report.page import render
+    from lemica.report.page import refuse_other_videos, render
 
+    with refusing(OSError):
+        try_name(output)
     sections = summarise(args.run_dir)
     means = mean_runs(sections)
-    print(*table(sections, means), sep="\n")
-    write_text(output, render(sections, means))
-    print(f"\n{output} ({output.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    page = render(sections, means)
+    with refusing(OSError):
+        write_text(output, page, lambda written: refuse_other_videos(written, sections))
+    size = len(page.encode("utf-8", "replace")) / 1e6
+    say(*table(sections, means), f"\n{output} ({size:.1f} MB): open it in a browser")

@@ -43,21 +43,27 @@ def _gap_line(graph: ErrorGraph, gap: int) -> str:
     return f"{gap:>5}{len(errors):>7}{numbers}  {start} -> {start + gap}"
 
 
-def _cost_line(name: str, mask: Mask, graph: ErrorGraph) -> str:
+def refuse_other_steps(name: str, mask: Mask, graph: ErrorGraph) -> None:
+    """Raise ValueError for a mask of another number of steps than the graph's."""
     if mask.num_steps != graph.num_steps:
         raise ValueError(
             f"{name} is for {mask.num_steps} steps, the graph for {graph.num_steps}: "
             f"give a graph of {mask.num_steps} steps"
         )
+
+
+def _cost_line(name: str, mask: Mask, graph: ErrorGraph) -> str:
+    refuse_other_steps(name, mask, graph)
     edges = list(pairwise(mask.computed_steps))
     too_long = next((f"{i} -> {j}" for i, j in edges if j - i > graph.max_gap), None)
     if too_long:
-        return f"no cost: edge {too_long} is longer than the graph's gaps, which go to {graph.max_gap}"
+        no_cost = f"no cost: edge {too_long} is longer than the graph's gaps, which go to {graph.max_gap}"
+        return no_cost + other_target(mask.target, graph.target)
     foreseen = _can_be_foreseen(mask, graph)
     costs = edge_costs(graph, mask.with_weights(graph.target.sigmas)) if foreseen else held_costs(graph, mask)
     worst = max(range(len(edges)), key=costs.__getitem__)
     line = f"worst edge {edges[worst][0]} -> {edges[worst][1]} {costs[worst]:.4g}, total {sum(costs):.4g}"
-    return line + ("" if foreseen else ", as if the velocity were held") + _other_target(mask.target, graph.target)
+    return line + ("" if foreseen else ", as if the velocity were held") + other_target(mask.target, graph.target)
 
 
 def _can_be_foreseen(mask: Mask, graph: ErrorGraph) -> bool:
@@ -67,7 +73,7 @@ def _can_be_foreseen(mask: Mask, graph: ErrorGraph) -> bool:
     return mask.rule == "hold" or graph.moments is not None
 
 
-def _other_target(mine: Target, graphs: Target) -> str:
+def other_target(mine: Target, graphs: Target) -> str:
     """In what the graph's target is not the mask's, in words; nothing where all that both know agrees."""
     differing = [
         name

@@ -9,6 +9,7 @@ The file is JSON: "format"; "target", an object with "model", "config", "sigmas"
 ``Moments.products``, row by row. Files of version 1 are read if they are of held velocities and have products.
 """
 
+import errno
 import json
 import math
 import os
@@ -132,7 +133,17 @@ def read_graph(path: str | os.PathLike) -> ErrorGraph:
 
 
 def write_graph(graph: ErrorGraph, path: str | os.PathLike) -> None:
-    """Write a graph file, in one move, whose numbers read back to the bit."""
+    """Write a graph file, in one move, whose numbers read back to the bit: that is checked before the move."""
+    text = _text_of(graph)
+
+    def check(written: Path) -> None:
+        if json.loads(_text_of(read_graph(written))) != json.loads(text):
+            raise OSError(errno.EIO, "the graph does not read back as it was written", os.fspath(path))
+
+    write_text(path, text, check)
+
+
+def _text_of(graph: ErrorGraph) -> str:
     document = {
         "format": FORMAT,
         "target": asdict(graph.target),
@@ -143,7 +154,7 @@ def write_graph(graph: ErrorGraph, path: str | os.PathLike) -> None:
     }
     if graph.moments is not None:
         document["products"] = [row[: step + 1] for step, row in enumerate(graph.moments.products.tolist())]
-    write_text(path, _json(document))
+    return _json(document)
 
 
 def merge_graphs(graphs: Sequence[ErrorGraph]) -> ErrorGraph:

@@ -26,6 +26,10 @@ from lemica.planning.routes import Routes
 Path = tuple[int, ...]
 
 
+class NoPath(ValueError):
+    """A budget has no path; the message says which have one."""
+
+
 def feasible_budgets(num_steps: int, max_gap: int) -> range:
     """Every budget that has a path: from as few steps as the longest gap allows, up to all.
 
@@ -46,7 +50,7 @@ def minimax_paths(routes: Routes, budgets: Iterable[int] | None = None) -> dict[
         routes: the routes through a graph (``forecast_routes``).
         budgets: numbers of computed steps; None stands for every feasible one.
 
-    Raises ValueError, with the feasible range, for a budget that has no path.
+    Raises NoPath, a ValueError with the feasible range, for a budget that has none.
     """
     return _best_paths(routes, budgets, _DescendingCosts(routes))
 
@@ -126,7 +130,7 @@ def _best_paths(routes: Routes, budgets: Iterable[int] | None, totals: _Totals) 
     wanted = list(feasible if budgets is None else budgets)
     for budget in wanted:
         if budget not in feasible:
-            raise ValueError(
+            raise NoPath(
                 f"no path of budget {budget} through {routes.num_steps} steps with gaps of at most {routes.max_gap}; "
                 f"choose a budget from {feasible[0]} to {feasible[-1]}"
             )
@@ -158,8 +162,9 @@ def _followed(routes: Routes, first_gaps: np.ndarray, budget: int) -> Path:
     for remaining in range(budget - 1, 0, -1):
         gap = int(first_gaps[remaining, state])
         if gap == 0:
-            raise ValueError(
-                f"no path of budget {budget} keeps weights small enough for a mask; choose another budget or forecast"
+            raise NoPath(
+                f"no path of budget {budget} keeps weights small enough for a mask; choose another "
+                "budget, or plan with --forecast hold, whose weights are 1"
             )
         steps.append(steps[-1] + gap)
         state = routes.next_state[state, gap]

@@ -1,17 +1,23 @@
 """Pictures of error graphs. The only module of the planner that needs matplotlib."""
 
+import errno
 import os
 from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from lemica.files import replacing
 from lemica.masks import Mask
+from lemica.planning.describe import other_target, refuse_other_steps
 from lemica.planning.graph import ErrorGraph
 
 
@@ -41,7 +47,37 @@ def draw_graph(graph: ErrorGraph, masks: Mapping[str, Mask], path: str | os.Path
     if masks:
         figure.legend(loc="outside lower center", ncols=2)
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+        figure.savefig(temporary, dpi=150, format=Path(path).suffix[1:].lower())
+        _check_that_it_opens(temporary, path)
+
+
+def suffixes() -> set[str]:
+    """Endings of pictures that can be drawn: ".png" and others."""
+    return {f".{name}" for name in FigureCanvasBase.get_supported_filetypes()}
+
+
+def _check_that_it_opens(picture: Path, path: str | os.PathLike) -> None:
+    openers = {".svg": ElementTree.parse, ".pdf": _open_pdf, ".png": _open_pixels}
+    try:
+        openers.get(picture.suffix.lower(), _open_any)(picture)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise OSError(errno.EIO, f"the picture cannot be read back ({error})", os.fspath(path)) from error
+
+
+def _open_pixels(picture: Path) -> None:
+    with Image.open(picture) as image:
+        image.load()
+
+
+def _open_pdf(picture: Path) -> None:
+    content = picture.read_bytes()
+    if not (content.startswith(b"%PDF") and content.rstrip().endswith(b"%%EOF")):
+        raise ValueError("not a whole PDF")
+
+
+def _open_any(picture: Path) -> None:
+    if not picture.stat().st_size:
+        raise ValueError("empty")
 
 
 def _heat_map(axes: Axes, graph: ErrorGraph):
@@ -54,8 +90,10 @@ def _heat_map(axes: Axes, graph: ErrorGraph):
 
 
 def draw_path(axes: Axes, name: str, mask: Mask, graph: ErrorGraph) -> None:
-    """A line through one point per edge; raises ValueError for a mask of another number of steps."""
-    if mask.num_steps != graph.num_steps:
-        raise ValueError(f"{name} is for {mask.num_steps} steps, the graph for {graph.num_steps}: leave one out")
+    """A line through one point per edge; raises ValueError for a mask of another number of steps.
+
+    The legend says if the mask is for another model or sampler than the graph.
+    """
+    refuse_other_steps(name, mask, graph)
     starts, gaps = zip(*((i, j - i) for i, j in pairwise(mask.computed_steps)), strict=True)
-    axes.plot(starts, gaps, marker="o", markersize=3, linewidth=1, label=name)
+    axes.plot(starts, gaps, marker="o", markersize=3, linewidth=1, label=name + other_target(mask.target, graph.target))

@@ -16,8 +16,8 @@ import numpy as np
 
 from lemica.forecasts import Forecast
 from lemica.masks import MAX_WEIGHT_SUM, Mask
-from lemica.planning.graph import ErrorGraph
 from lemica.moments import Moments
+from lemica.planning.graph import ErrorGraph
 
 History = tuple[int, ...]
 

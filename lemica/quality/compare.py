@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lemica.errors import Refused
+from lemica.quality.configs import config_beside, different, refuse_changed
 from lemica.quality.metrics import (
     HOW_TO_GET_LPIPS,
     Means,
@@ -37,10 +39,11 @@ def compare(reference: Path, cached: Sequence[Path], as_given: bool = False) -> 
 
     Args:
         reference: the uncached video.
-        cached: videos of the same prompt and seed.
-        as_given: read these files even where all of them have a lossless copy.
+        cached: videos of the same request.
+        as_given: read these very files, not their lossless copies, and whatever the configs beside them say.
 
-    Raises Refused if a file cannot be read or compared.
+    Raises Refused if a file cannot be read or compared, and for videos whose configs say that they are of another
+    request or another file.
 
     Example:
         >>> for item in compare(Path("uncached.mp4"), [Path("b25.mp4"), Path("b10.mp4")]):
@@ -49,9 +52,29 @@ def compare(reference: Path, cached: Sequence[Path], as_given: bool = False) -> 
         b10_lossless.mkv 27.95 dB
     """
     named = [reference, *cached]
+    if not as_given:
+        _refuse_other_requests(named)
     reference, *videos = named if as_given else files_to_measure(named)
     lpips = load_lpips()
     return [Comparison(reference, video, measure(reference, video, lpips)) for video in videos]
+
+
+def _refuse_other_requests(videos: Sequence[Path]) -> None:
+    """Of videos with a config; one that has "files" without this video is another file's: x_config.json by x.webm."""
+    found = {video: config_beside(video) for video in videos if video.is_file()}
+    known = {video: config for video, config in found.items() if config is not None}
+    for video, config in known.items():
+        if config.files is None or video.name in config.files:
+            refuse_changed(video, config)
+    own = {video: config.request for video, config in known.items() if config.owns(video)}
+    for video, request in own.items():
+        first = next(iter(own))
+        difference = different(own[first], request)
+        if difference:
+            raise Refused(
+                f"{first} and {video} are of different requests, {difference}: give videos of one request, or type "
+                "--as_given to compare them all the same"
+            )
 
 
 def table(comparisons: Sequence[Comparison]) -> list[str]:

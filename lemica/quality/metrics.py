@@ -6,18 +6,21 @@ taken over the other frames, so that one equal frame does not make the whole vid
 if all frames are equal.
 """
 
-import json
 import math
+import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lemica.errors import Refused, require
+from lemica.quality.configs import LOSSLESS_SUFFIX, config_beside
+from lemica.streams import Unfailing
 
 HOW_TO_GET_LPIPS = "pip install lpips torchvision && python -c 'import lpips; lpips.LPIPS(net=\"alex\")'"
 
@@ -145,34 +148,53 @@ def measure(reference: Path, cached: Path, lpips: Metric | None = None) -> Quali
         )
     metrics = [psnr, ssim, lpips] if lpips else [psnr, ssim]
     pairs = zip(frames(reference), frames(cached), strict=True)
-    progress = tqdm(pairs, cached.name, shapes[0][0], unit="frame", leave=False, disable=None)
+    progress = tqdm(pairs, cached.name, shapes[0][0], unit="frame", leave=False, disable=None, file=Unfailing())
     rows = [[metric(*pair) for metric in metrics] for pair in progress]
     return Quality(*zip(*rows, strict=True))
 
 
 def shape(path: Path) -> tuple[int, int, int]:
-    """Frames, height and width of a video file."""
-    with _open(path) as reader:
-        width, height = reader.get_meta_data()["size"]
-        return reader.count_frames(), height, width
+    """Frames, height and width of a video file; frames are counted by decoding them."""
+    with _open(path) as (size, raw_frames):
+        width, height = size
+        return sum(1 for _ in raw_frames), height, width
 
 
 def frames(path: Path) -> Iterator[Frame]:
-    """The frames of a video file, (H, W, 3), float32 RGB in [0, 1]."""
-    with _open(path) as reader:
-        for frame in reader.iter_data():
-            yield np.asarray(frame, np.float32) / 255
+    """The frames of a video file as they are stored, (H, W, 3), float32 RGB in [0, 1]; whatever their time stamps."""
+    with _open(path) as ((width, height), raw_frames):
+        for frame in raw_frames:
+            yield np.frombuffer(frame, np.uint8).reshape(height, width, 3).astype(np.float32) / 255
 
 
-def _open(path: Path):
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[tuple[int, int], Iterator[bytes]]]:
+    """Width and height of a video file, and its frames."""
     if not path.is_file():
         raise Refused(f"there is no video {path}")
-    _require("imageio_ffmpeg")
-    imageio = _require("imageio.v2")
+    ffmpeg = _require("imageio_ffmpeg")
+    # The whole path, because ffmpeg takes what stands before a colon for a protocol.
+    reader = ffmpeg.read_frames(os.path.abspath(path), output_params=_every_frame_once(ffmpeg.get_ffmpeg_version()))
+    with closing(reader):
+        try:
+            size = next(reader)["size"]
+            first = next(reader)
+        except (OSError, RuntimeError, ValueError, IndexError, KeyError, StopIteration) as error:
+            raise Refused(f"{path} is not a video that can be read: give an .mp4 or .mkv file") from error
+        yield size, chain([first], _rest(path, reader))
+
+
+def _rest(path: Path, reader: Iterator[bytes]) -> Iterator[bytes]:
     try:
-        return closing(imageio.get_reader(path, format="FFMPEG"))
-    except (OSError, RuntimeError, ValueError, IndexError) as error:
-        raise Refused(f"{path} is not a video that can be read: give an .mp4 or .mkv file") from error
+        yield from reader
+    except RuntimeError as error:
+        raise Refused(f"{path} cannot be read to its end: generate it again") from error
+
+
+def _every_frame_once(version: str) -> list[str]:
+    """Options with which ffmpeg neither doubles nor drops frames to keep a frame rate; -fps_mode came with 5.1."""
+    found = re.match(r"n?(\d+)\.", version)
+    return ["-vsync", "passthrough"] if found and int(found[1]) < 6 else ["-fps_mode", "passthrough"]
 
 
 def _in_words(frames_height_width: tuple[int, int, int]) -> str:
@@ -181,34 +203,44 @@ def _in_words(frames_height_width: tuple[int, int, int]) -> str:
 
 
 def files_to_measure(videos: Sequence[Path]) -> list[Path]:
-    """The lossless copies of these videos if all have one, else the videos themselves, never some of each."""
+    """The lossless copies of these videos if all have one, else the videos themselves, never some of each.
+
+    Raises Refused where two videos have one copy: it can be of one of them only.
+    """
     copies = [lossless_copy(video) for video in videos]
-    return copies if all(copies) else list(videos)
+    if not all(copies):
+        return list(videos)
+    owners: dict[Path, Path] = {}
+    for video, copy in zip(videos, copies, strict=True):
+        other = owners.setdefault(copy.resolve(), video)
+        if other.resolve() != video.resolve():
+            raise Refused(
+                f"{other} and {video} have one lossless copy, {copy.name}, which belongs to one of them: give other "
+                "names to one of them and its copy, or type lemica compare --as_given to compare the files themselves"
+            )
+    return copies
 
 
 def lossless_copy(video: Path) -> Path | None:
     """NAME_lossless.mkv beside NAME.mp4, as ``generate.py --save_lossless true`` writes it, or None.
 
-    A lossless copy is its own copy. One that is left over from an earlier run of that name does not count: the
-    NAME_config.json of the last run says whether it wrote one.
+    A lossless copy is its own copy. Where there is a NAME_config.json, the copy must be of the run that wrote it, as
+    must be the video: a copy that is left over from an earlier run of that name does not count.
     """
     if is_lossless(video):
         return video
-    copy = video.with_name(f"{video.stem}_lossless.mkv")
-    return copy if copy.is_file() and _saved_lossless(video) else None
+    copy = video.with_name(video.stem + LOSSLESS_SUFFIX)
+    if not copy.is_file():
+        return None
+    config = config_beside(video)
+    if config is None:
+        return copy
+    return copy if config.has_lossless() and config.owns(video) and config.owns(copy) else None
 
 
 def is_lossless(video: Path) -> bool:
     """Whether this is a lossless copy, by its name."""
     return video.stem.endswith("_lossless")
-
-
-def _saved_lossless(video: Path) -> bool:
-    try:
-        config: Any = json.loads(video.with_name(f"{video.stem}_config.json").read_bytes())
-        return config["arguments"]["save_lossless"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return True
 
 
 def load_lpips() -> Metric | None:

@@ -14,6 +14,7 @@ from statistics import median
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from lemica.errors import Refused
 from lemica.report.runs import PLAYABLE, Section, VideoRun
 from lemica.report.table import COLUMNS, cells, duration, speedup, speedup_notes
 
@@ -84,6 +85,14 @@ def render(sections: Sequence[Section], means: Sequence[VideoRun] = ()) -> str:
     files = {name: Markup((FOLDER / f"report.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
     template = environment.get_template("report.html.in")
     return template.render(columns=COLUMNS, sections=sections, means=means, **files)
+
+
+def refuse_other_videos(written: Path, sections: Sequence[Section]) -> None:
+    """Refuse a page that does not hold its videos whole, as they are on the disk once it is written."""
+    html = written.read_text(encoding="utf-8")
+    for run in (run for section in sections for run in section.runs):
+        if video_uri(run.video) not in html:
+            raise Refused(f"{run.video} was changed while the page was written: type the same command again")
 
 
 def video_uri(video: Path) -> str:

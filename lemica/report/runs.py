@@ -1,27 +1,34 @@
 """Runs as generate.py leaves them in a folder, and what each costs and gives against the uncached one."""
 
-import json
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from lemica.errors import Refused
+from lemica.errors import Refused, refusing
+from lemica.quality.configs import CONFIG_SUFFIX, LOSSLESS_SUFFIX, Config, different, read_config, refuse_changed
 from lemica.quality.metrics import Means, Metric, files_to_measure, is_lossless, load_lpips, means_of, measure, shape
+from lemica.streams import warn
 
 NO_CACHE = "no cache"
+_GENERATE_AGAIN = "generate the video again with this kit's generate.py"
 PLAYABLE = {".mp4": "video/mp4", ".webm": "video/webm"}
-CONFIG_SUFFIX = "_config.json"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for; runs can be compared only if they agree in it. `image` is None for text-to-video."""
+    """What was asked for, as the page shows it. `image` is None for text-to-video.
+
+    `decided` is all that decided the picture: runs can be compared only if they agree in it.
+    """
 
     prompt: str
     seed: int
     model: str
     image: str | None
+    decided: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,27 +118,51 @@ def summarise(run_dir: Path) -> list[Section]:
         [('uncached', 50, '1.00'), ('b25', 25, '2.00'), ('b10', 10, '4.96')]
     """
     lpips = load_lpips()
-    return [_section(folder, lpips) for folder in _folders_of_runs(run_dir)]
+    return [_section(folder, configs, lpips) for folder, configs in _folders_of_runs(run_dir).items()]
 
 
-def _folders_of_runs(run_dir: Path) -> list[Path]:
+def _folders_of_runs(run_dir: Path) -> dict[Path, list[Config]]:
+    """The configs of every folder of runs: of `run_dir`, or else of its subfolders."""
     if not run_dir.is_dir():
         raise Refused(f"{run_dir} is not a folder: give the folder that generate.py wrote videos to")
-    subfolders = sorted(path for path in run_dir.iterdir() if path.is_dir())
-    folders = [run_dir] if _configs(run_dir) else [folder for folder in subfolders if _configs(folder)]
-    if not folders:
+    with refusing(OSError):
+        subfolders = sorted(path for path in run_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
+    own = _configs(run_dir)
+    found = {run_dir: own} if own else {folder: configs for folder in subfolders if (configs := _configs(folder))}
+    if not found:
         raise Refused(
             f"{run_dir} holds no runs: give a folder with NAME.mp4 and NAME{CONFIG_SUFFIX}, as generate.py writes them"
         )
-    return folders
+    return found
 
 
-def _configs(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"*{CONFIG_SUFFIX}"))
+def _configs(folder: Path) -> list[Config]:
+    """The configs in a folder, by name. Hidden files are none, such as what other systems leave beside every file."""
+    paths = sorted(
+        path for path in folder.glob(f"*{CONFIG_SUFFIX}") if path.is_file() and not path.name.startswith(".")
+    )
+    return [config for path in paths if (config := _own_config(path))]
 
 
-def _section(folder: Path, lpips: Metric | None) -> Section:
-    runs = [read_run(path) for path in _configs(folder)]
+def _own_config(path: Path) -> Config | None:
+    """A config of generate.py; None, with a note, for a file of that name that something else wrote."""
+    try:
+        config = read_config(path)
+    except ValueError as error:
+        name = path.name.removesuffix(CONFIG_SUFFIX)
+        if any(path.with_name(name + suffix).exists() for suffix in PLAYABLE):
+            raise Refused(f"{path} is no config with a run report: {_GENERATE_AGAIN}") from error
+        config = None
+    if config is None:
+        warn(f"{path} is left out: generate.py did not write it")
+    return config
+
+
+def _section(folder: Path, configs: list[Config], lpips: Metric | None) -> Section:
+    runs = [_run_of(config) for config in configs]
+    old = [config.path.name for config in configs if config.files is None]
+    if old:
+        warn(f"{', '.join(old)} in {folder}: of an older kit, so nothing says that the videos there are of these runs")
     reference = _reference(runs, folder)
     others = sorted((run for run in runs if run is not reference), key=lambda run: (-(run.budget or 0), run.name))
     for run in others:
@@ -152,27 +183,40 @@ def read_run(config_path: Path) -> VideoRun:
         >>> read_run(Path("b10_config.json")).computed_steps
         (0, 1, 3, 5, 9, 17, 25, 33, 41, 49)
     """
+    config = _own_config(config_path)
+    if config is None:
+        raise Refused(f"{config_path} is no config with a run report: {_GENERATE_AGAIN}")
+    return _run_of(config)
+
+
+def _run_of(config: Config) -> VideoRun:
+    path = config.path
+    video = path.with_name(config.name + Path(config.content["output_path"]).suffix)
     try:
-        config = json.loads(config_path.read_bytes())
-        name = config_path.name.removesuffix(CONFIG_SUFFIX)
-        video = config_path.with_name(name + Path(config["output_path"]).suffix)
-        run = _run(video, config, config["arguments"], config["report"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise Refused(
-            f"{config_path} is no config with a run report: generate the video again with this kit's generate.py"
-        ) from error
+        run = _run(video, config, config.content["arguments"], config.content["report"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Refused(f"{path} is no config with a run report: {_GENERATE_AGAIN}") from error
     if video.suffix.lower() not in PLAYABLE:
         raise Refused(f"{video}: browsers do not play {video.suffix}, generate with --output_path NAME.mp4")
     if not video.is_file():
-        raise Refused(f"{config_path.name} has no video beside it: there is no {video}")
+        raise Refused(f"{path.name} has no video beside it: there is no {video}")
+    _refuse_changed_files(video, config)
     if len(run.step_seconds) != run.num_steps:
         raise Refused(
-            f"{config_path} has {len(run.step_seconds)} step times for {run.num_steps} steps: generate the video again"
+            f"{path} has {len(run.step_seconds)} step times for {run.num_steps} steps: generate the video again"
         )
     return run
 
 
-def _run(video: Path, config: dict, arguments: dict, report: dict) -> VideoRun:
+def _refuse_changed_files(video: Path, config: Config) -> None:
+    """Refuse a video, or a lossless copy, of another run than its config."""
+    refuse_changed(video, config)
+    copy = video.with_name(config.name + LOSSLESS_SUFFIX)
+    if config.files is not None and config.has_lossless() and copy.is_file():
+        refuse_changed(copy, config)
+
+
+def _run(video: Path, config: Config, arguments: dict, report: dict) -> VideoRun:
     other_cache = arguments["cache_type"] if arguments["enable_cache"] and arguments["cache_type"] != "lemica" else None
     computed_steps = None if other_cache else tuple(map(int, report["computed_steps"]))
     step_seconds = tuple(map(float, report["step_seconds"]))
@@ -180,7 +224,9 @@ def _run(video: Path, config: dict, arguments: dict, report: dict) -> VideoRun:
         name=video.stem,
         video=video,
         request=Request(
-            arguments["prompt"], arguments["seed"], config["transformer_version"], arguments.get("image_path")
+            *(config.request[name] for name in ("prompt", "seed", "model")),
+            image=arguments.get("image_path"),
+            decided=config.request,
         ),
         num_steps=int(report["num_steps"]),
         computed_steps=computed_steps,
@@ -216,10 +262,9 @@ def _reference(runs: list[VideoRun], folder: Path) -> VideoRun:
 
 
 def _refuse_other_request(run: VideoRun, reference: VideoRun) -> None:
-    for field, value in vars(run.request).items():
-        expected = getattr(reference.request, field)
-        if value != expected:
-            raise Refused(
-                f"{run.video} has {field} {value!r}, but {reference.video.name} {expected!r}: "
-                "put the runs of every prompt and seed into a folder of its own"
-            )
+    difference = different(run.request.decided, reference.request.decided)
+    if difference:
+        raise Refused(
+            f"{run.video} and {reference.video.name} are of different requests, {difference}: put the runs of every "
+            "request into a folder of its own"
+        )

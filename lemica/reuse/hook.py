@@ -59,7 +59,7 @@ def intercepted(denoiser: torch.nn.Module, scheduler: Any, interceptor: Intercep
         scheduler: the object, or the original of the copy, whose ``step(output, t, latents)`` ends a step.
         interceptor: a fresh one; it counts the run's steps.
     """
-    had_registry = hasattr(denoiser, "_diffusers_hook")
+    had_registry, had_forward = (name in vars(denoiser) for name in ("_diffusers_hook", "forward"))
     registry = HookRegistry.check_if_exists_or_initialize(denoiser)
     registry.register_hook(_DenoiserHook(interceptor), HOOK_NAME)
     try:
@@ -69,6 +69,9 @@ def intercepted(denoiser: torch.nn.Module, scheduler: Any, interceptor: Intercep
         registry.remove_hook(HOOK_NAME, recurse=False)
         if not had_registry:
             del denoiser._diffusers_hook
+        if not had_forward:
+            # diffusers leaves the class's method on the object, which then holds itself: only gc would free its weights.
+            del denoiser.forward
 
 
 @contextmanager

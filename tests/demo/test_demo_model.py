@@ -2,17 +2,18 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import REPOSITORY
+
 from demo.attention import fused_attention
+from demo.calibrations import CHECKPOINT
 from demo.data import is_held_out, prompt_of, render, spec_of
-from demo_steering import FRAMES, SIZE, describe, rates, through_autoencoder
-from train_demo_model import (
-    Run,
+from demo.steering import FRAMES, SIZE, describe, note, rates, through_autoencoder
+from demo.train_model import (
     Training,
+    TransformerRun,
     draw_batch,
     encode_prompts,
     every_prompt,
@@ -21,12 +22,11 @@ from train_demo_model import (
     velocity_loss,
 )
 
-CHECKPOINT = REPOSITORY / "assets" / "demo_checkpoint"
 SPECS = [spec_of(index, held_out=True) for index in range(24)]
 
 
 @pytest.fixture(scope="module")
-def pipe():
+def pipe(exact_numbers):
     from hyvideo.pipelines.hunyuan_video_pipeline import HunyuanVideo_1_5_Pipeline
 
     loaded = HunyuanVideo_1_5_Pipeline.create_pipeline(str(CHECKPOINT), "480p_t2v")
@@ -102,7 +102,7 @@ def lesson(pipe):
     return training, sets, encode_prompts(pipe, sorted(set(every_prompt(sets))))
 
 
-def run_steps(run: Run, count: int, lesson) -> Run:
+def run_steps(run: TransformerRun, count: int, lesson) -> TransformerRun:
     with fused_attention(), float32_muon():
         for _ in range(count):
             run.advance(draw_batch(run.step, *lesson))
@@ -111,25 +111,39 @@ def run_steps(run: Run, count: int, lesson) -> Run:
 
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(pipe, lesson, tmp_path):
     config = dict(pipe.transformer.config)
-    whole = run_steps(Run(tmp_path / "whole", lesson[0], config), 4, lesson)
-    run_steps(Run(tmp_path / "halves", lesson[0], config), 2, lesson).save()
-    resumed = run_steps(Run(tmp_path / "halves", lesson[0], config), 2, lesson)
+    whole = run_steps(TransformerRun(tmp_path / "whole", lesson[0], config), 4, lesson)
+    run_steps(TransformerRun(tmp_path / "halves", lesson[0], config), 2, lesson).save()
+    resumed = run_steps(TransformerRun(tmp_path / "halves", lesson[0], config), 2, lesson)
     assert resumed.step == whole.step
     assert all(torch.equal(resumed.average.values[name], value) for name, value in whole.average.values.items())
 
 
 def test_the_shipped_model_predicts_velocities_better_than_a_fresh_one(pipe, lesson, tmp_path):
     batch = draw_batch(0, replace(lesson[0], batch=8), *lesson[1:])
-    fresh = Run(tmp_path, lesson[0], dict(pipe.transformer.config)).model
+    fresh = TransformerRun(tmp_path, lesson[0], dict(pipe.transformer.config)).model
     with fused_attention(), torch.no_grad():
         trained, untrained = velocity_loss(pipe.transformer, batch), velocity_loss(fresh, batch)
     assert trained < 0.5 * untrained
 
 
-@pytest.mark.parametrize("name", ["training.json", "vae.json"])
-def test_logs_of_the_trainings_say_how_to_repeat_them(name):
-    log = json.loads((CHECKPOINT / name).read_text())
-    script = log["command"].split()[1]
-    assert (REPOSITORY / script).is_file()
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("training", "train_model"), ("training_again", "train_model"), ("vae", "train_vae")],
+)
+def test_logs_of_the_trainings_say_how_to_repeat_them(name, module):
+    log = json.loads((CHECKPOINT / f"{name}.json").read_text())
+    assert log["command"].startswith(f"python -m demo.{module} OUTPUT ")
+    assert (REPOSITORY / "demo" / f"{module}.py").is_file()
     assert {"command", "machine", "training", "seconds", "log"} <= log.keys()
-    assert str(Path(script).name).startswith("train_demo")
+
+
+def test_readings_of_several_checkpoints_are_kept_side_by_side(tmp_path):
+    path = tmp_path / "steering.json"
+    first, second = ({"generated": {"all": share}} for share in (0.5, 1.0))
+    video = {"prompt": "a red circle grows over sand", "seed": 1, "shape": "circle"}
+    note(path, "first", first, [video, video])
+    note(path, "second", second, [video])
+    assert json.loads(path.read_text()) == {
+        "first": {"rates": first, "generated": [video, video]},
+        "second": {"rates": second, "generated": [video]},
+    }

@@ -1,20 +1,11 @@
 """The tiny checkpoint: upstream's own loaders read it, nothing in it is dead, the same seed gives the same bytes."""
 
-from __future__ import annotations
-
 import hashlib
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-pytest.importorskip("hyvideo")
-
 from hyvideo.commons import PIPELINE_CONFIGS, SR_PIPELINE_CONFIGS, parallel_states
 from hyvideo.models.autoencoders.hunyuanvideo_15_vae import AutoencoderKLConv3D
 from hyvideo.models.text_encoders import PROMPT_TEMPLATE, TextEncoder
@@ -23,6 +14,7 @@ from hyvideo.models.transformers.hunyuanvideo_1_5_transformer import HunyuanVide
 from hyvideo.models.transformers.modules.upsample import SRTo720pUpsampler, SRTo1080pUpsampler
 from hyvideo.models.vision_encoder import VisionEncoder
 from hyvideo.schedulers.scheduling_flow_match_discrete import FlowMatchDiscreteScheduler
+
 from demo.tiny_checkpoint import TinyConfig, build_tokenizer, main, rope_dims, transformer_config, write_checkpoint
 
 VERSIONS = ("480p_t2v", "480p_i2v_step_distilled", "720p_sr_distilled", "1080p_sr_distilled")

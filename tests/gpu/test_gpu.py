@@ -1,8 +1,10 @@
-"""What only a GPU can show, at HunyuanVideo-1.5's true geometry with random weights: `./scripts/test.sh --gpu`.
+"""What only a GPU can show, at HunyuanVideo-1.5's true geometry with random weights.
 
-Needs no checkpoint and no network, and less than eight minutes on one H100. Measurements go to
-assets/measurements/gpu.json, or where LEMICA_GPU_JSON says; the functions that make them run on a CPU, too, in
-tests/demo/test_gpu_measurements.py.
+    ./scripts/test.sh tests/gpu -n 0
+
+Needs no checkpoint; five minutes on an H200. In one process, so that nothing else runs while steps are timed.
+Measurements go to assets/measurements/gpu.json, or where LEMICA_GPU_JSON says; the functions that make them run on a
+CPU, too, in tests/demo/test_gpu_measurements.py.
 """
 
 import os
@@ -18,7 +20,7 @@ from benchmarks import steps
 from benchmarks.gpu import compiled_graphs, group_offload_copies, noise_floor, step_costs
 from benchmarks.models import PRESETS, Preset, benchmark_pipeline, fast_attention, random_inputs
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: ./scripts/test.sh --gpu")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: ./scripts/test.sh tests/gpu -n 0")
 
 KINDS = ("residual + hold", "velocity + hold")
 RESULTS = Path(os.environ.get("LEMICA_GPU_JSON", REPOSITORY / "assets" / "measurements" / "gpu.json"))
@@ -36,7 +38,7 @@ def attention(exact_numbers):
 def record(attention):
     """Write what was measured under a name, beside the machine that it was measured on."""
     facts = steps.machine_facts(torch.device("cuda"), torch.bfloat16)
-    facts |= dict(attention=attention, command="./scripts/test.sh --gpu")
+    facts |= dict(attention=attention, command="./scripts/test.sh tests/gpu -n 0")
 
     def write(name: str, result: dict) -> None:
         steps.record(RESULTS, name, facts | result)
@@ -74,7 +76,7 @@ def test_without_a_cache_latents_and_frames_are_upstreams_to_the_bit(load_pipeli
 
 
 @pytest.mark.parametrize("size", ["480p", "720p"])
-def test_a_reused_step_takes_a_thousandth_and_keeps_one_tensor(real_pipe, record, size):
+def test_a_reused_step_takes_half_a_percent_at_most_and_keeps_one_tensor(real_pipe, record, size):
     from benchmarks.models import PRESETS
 
     preset = PRESETS[size]
@@ -87,7 +89,7 @@ def test_a_reused_step_takes_a_thousandth_and_keeps_one_tensor(real_pipe, record
     assert costs["velocity + hold"]["held"] == residual / 64
     for cost in costs.values():
         assert cost["after"] == 0
-        assert cost["reused_step"] < 0.01 * cost["full_step"]
+        assert cost["reused_step"] < 0.005 * cost["full_step"]
     assert costs["velocity + hold"]["reused_step"] < 0.001 * costs["velocity + hold"]["full_step"]
 
 

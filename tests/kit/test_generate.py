@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -206,7 +205,7 @@ def test_a_mask_for_another_step_count_is_refused(command, capsys, tmp_path):
         (["--cache_type", "foo"], "one of lemica, deepcache, teacache, taylorcache"),
         (["--enable_cache", "maybe"], "expected true or false"),
         (["--image_path", "missing.png"], "does not exist"),
-        (["--image_path", __file__], "not an image"),
+        (["--image_path", __file__], "cannot be read: cannot identify image file"),
         (["--resolution", "720p", "--aspect_ratio", "16x9"], "16:9"),
         (["--aspect_ratio", "0:9"], "16:9"),
         (["--model_path", "missing"], "not a folder"),
@@ -229,9 +228,10 @@ def test_a_mask_for_another_step_count_is_refused(command, capsys, tmp_path):
         (["--aspect_ratio", "1:" + "9" * 400], "16:9"),
         (["--cache_step_interval", "0"], "at least 1"),
         (["--prompt", "\udcff"], "UTF-8"),
-        (["--output_path", "n" * 250 + ".mp4"], "too long a name"),
+        (["--output_path", "n" * 250 + ".mp4"], "File name too long"),
         (["--enable_step_distill", "true", *LEMICA], "does not go with --enable_step_distill"),
-        (["--enable_cach", "true"], "unrecognized arguments"),
+        (["--force", "true"], "unrecognized arguments"),
+        (["--sa", "true"], "unrecognized arguments: --sa"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_line(command, capsys, arguments, fault):
@@ -247,7 +247,7 @@ def test_a_truncated_image_is_refused(command, capsys, reference_image, tmp_path
     whole = tmp_path / "image.png"
     reference_image.save(whole)
     whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    assert "not an image that can be read" in refusal(command("--image_path", str(whole)), capsys)
+    assert "cannot be read: image file is truncated" in refusal(command("--image_path", str(whole)), capsys)
 
 
 @pytest.mark.parametrize("nothing", ["", "none", " None "])
@@ -266,14 +266,30 @@ def test_a_rank_count_that_does_not_divide_the_heads_is_refused(command, capsys,
     assert "3 ranks cannot share the model's 4 heads: pass --nproc_per_node of 1, 2, 4" in refusal(command(), capsys)
 
 
-def test_only_rank_0_speaks_and_the_others_wait_for_it(command, capsys, monkeypatch):
+@pytest.mark.parametrize(("rank", "waits"), [("0", []), ("1", [generate.SECONDS_FOR_FIRST_RANK])])
+def test_every_rank_says_what_it_refuses_the_first_of_a_node_at_once(command, capsys, monkeypatch, rank, waits):
     waited = []
     monkeypatch.setattr(generate.time, "sleep", waited.append)
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("LOCAL_RANK", rank)
     with pytest.raises(SystemExit) as stop:
         generate.parse_arguments(command("--aspect_ratio", "16x9"))
-    assert (stop.value.code, capsys.readouterr().err) == (2, "")
-    assert waited == [generate.SECONDS_FOR_RANK_0]
+    assert (stop.value.code, waited) == (2, waits)
+    assert "--aspect_ratio must be" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("short", "value", "name"),
+    [
+        ("--video_len", "5", "video_length"),
+        ("--save_pre", "true", "save_pre_sr_video"),
+        ("--enable_cach", "no", "enable_cache"),
+    ],
+)
+def test_upstreams_flags_can_be_abbreviated_where_only_one_begins_so(command, short, value, name):
+    whole = vars(generate.parse_arguments(command(f"--{name}", value))[0])
+    assert vars(generate.parse_arguments(command(short, value))[0]) == whole
+    assert vars(generate.parse_arguments(command(f"{short}={value}"))[0]) == whole
 
 
 def test_upstreams_cache_types_ask_for_angelslim_and_say_why_it_does_not_import(command, capsys, monkeypatch):
@@ -378,37 +394,6 @@ def test_a_mask_file_drives_the_run(tree, command, tmp_path):
     report = json.loads((tmp_path / "video_config.json").read_text())["report"]
     assert (report["computed_steps"], report["mask_origin"]) == ([0, 3], "planned")
     assert (report["reuse"], report["forecast"]) == ("velocity", "fitted")
-
-
-def test_a_lossless_video_keeps_every_pixel(tmp_path):
-    video = torch.rand(1, 3, 5, 32, 48, generator=torch.Generator().manual_seed(0))
-    generate.save_video(video, tmp_path / "video.mkv", codec="ffv1", pixelformat="bgr0")
-    frames = np.stack(imageio.mimread(tmp_path / "video.mkv"))
-    assert np.array_equal(frames, (video[0] * 255).to(torch.uint8).permute(1, 2, 3, 0).numpy())
-
-
-def test_a_killed_run_leaves_no_half_video(tree, command, tmp_path):
-    """Killed while the writer runs, which a signal to oneself from within imageio makes certain."""
-    (tmp_path / "video.mp4").write_text("the last good video")
-    code = (
-        "import os, signal, imageio, generate, sys\n"
-        "def write_half_and_die(path, *_, **__):\n"
-        "    open(path, 'wb').write(b'half')\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "imageio.mimwrite = write_half_and_die\n"
-        "sys.argv = ['generate.py', *sys.argv[1:]]\n"
-        "generate.main()\n"
-    )
-    result = run(tree, command(), "-c", code)
-    assert result.returncode == -signal.SIGKILL
-    assert (tmp_path / "video.mp4").read_text() == "the last good video"
-
-
-def test_a_writer_that_fails_leaves_no_stray_file(tmp_path):
-    with pytest.raises(ZeroDivisionError), generate.moved_into_place(tmp_path / "video.mp4") as partial:
-        partial.write_text("half")
-        raise ZeroDivisionError
-    assert list(tmp_path.iterdir()) == []
 
 
 def loaded_pipe(command, *more):

@@ -181,7 +181,7 @@ def test_the_digest_of_a_config_follows_its_settings_alone(tmp_path):
 
 def test_the_report_sums_computed_and_reused_steps():
     report = RunReport(
-        1, "p", 3, [0, 2], "planned", "residual", "hold", [1.0, 0.25, 2.0], {"denoising": 4.0, "else": 1.0}
+        1, "p", {}, 3, [0, 2], "planned", "residual", "hold", [1.0, 0.25, 2.0], {"denoising": 4.0, "else": 1.0}
     )
     assert (report.dit_seconds, report.computed_seconds, report.reused_seconds) == (3.25, 3.0, 0.25)
     assert report.total_seconds == 5

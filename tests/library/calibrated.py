@@ -5,8 +5,8 @@ from functools import cache
 import numpy as np
 
 from lemica.masks import Target
-from lemica.planning.graph import ErrorGraph, edge_pairs
 from lemica.moments import Moments
+from lemica.planning.graph import ErrorGraph, edge_pairs
 
 NUM_STEPS, MAX_GAP = 9, 4
 SIGMAS = tuple((np.linspace(1, 0, NUM_STEPS + 1) ** 1.5).tolist())

@@ -1,5 +1,6 @@
 """Runs on disk as generate.py leaves them, made without a model: a disc that moves over a gradient."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,11 +49,14 @@ def write_run(
     num_steps: int = NUM_STEPS,
     lossless: bool = True,
     step_seconds: Sequence[float] = (),
+    request: dict[str, Any] | None = None,
+    old: bool = False,
     **arguments: Any,
 ) -> Path:
     """NAME.mp4, NAME_config.json and, if `lossless`, NAME_lossless.mkv.
 
-    Without `step_seconds` computed steps take 1 s and reused ones 2 ms.
+    Without `step_seconds` computed steps take 1 s and reused ones 2 ms. `request` changes what decided the picture; a
+    config of an `old` kit tells neither that nor which files are the run's.
     """
     folder.mkdir(parents=True, exist_ok=True)
     video = write_compressed(folder / f"{name}.mp4", frames)
@@ -84,8 +88,29 @@ def write_run(
             "total_seconds": sum(seconds) + 2.0,
         },
     }
+    if not old:
+        config |= {"request": request_of(frames, **arguments) | (request or {}), "files": files_of(folder, name)}
     (folder / f"{name}_config.json").write_text(json.dumps(config), encoding="utf-8")
     return video
+
+
+def request_of(frames: np.ndarray, prompt: str = "a red disc moves left", seed: int = 123, **_: Any) -> dict[str, Any]:
+    """What decided the picture, as generate.py notes it: with drawn seeds and defaults filled in."""
+    return {
+        **{"prompt": prompt, "negative_prompt": "", "seed": seed, "model": "480p_t2v", "config": "0123456789abcdef"},
+        **{"dtype": "bfloat16", "width": frames.shape[2], "height": frames.shape[1], "frames": len(frames)},
+        **{"guidance_scale": 6.0, "embedded_guidance_scale": None, "flow_shift": 5.0, "image": None},
+    }
+
+
+def files_of(folder: Path, name: str) -> dict[str, dict[str, Any]]:
+    """Size and digest of the run's videos, as generate.py notes them."""
+    videos = [path for path in (folder / f"{name}.mp4", folder / f"{name}_lossless.mkv") if path.is_file()]
+    contents = {path.name: path.read_bytes() for path in videos}
+    return {
+        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in contents.items()
+    }
 
 
 def write_demo(folder: Path) -> Path:

@@ -13,7 +13,7 @@ import pytest
 
 from lemica.cli import main as frame
 from lemica.cli.main import COMMANDS, build_parser, main
-from lemica.errors import EXTRAS, Refused
+from lemica.errors import EXTRAS, KeptElsewhere, Refused, RefusedHere, refusing
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "hyvideo", "diffusers", "matplotlib", "skimage", "imageio", "tqdm", "jinja2")
@@ -38,26 +38,39 @@ def python(*arguments, **settings) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, **settings)
 
 
-@pytest.mark.parametrize(
-    ("error", "line"),
-    [
-        (Refused("the mask is blue: paint it"), "the mask is blue: paint it"),
-        (ValueError("two\n  lines"), "two lines"),
-        (FileNotFoundError(2, "No such file", "mask.json"), "mask.json: No such file"),
-        (IsADirectoryError(21, "Is a directory", ".mask.1.tmp.json", None, "mask.json"), "mask.json: Is a directory"),
-        (OSError("the disk is gone"), "the disk is gone"),
-    ],
-)
-def test_what_is_wrong_with_arguments_or_files_ends_in_one_line_with_exit_status_2(command, capsys, error, line):
+@pytest.mark.parametrize("message", ["the mask is blue: paint it", "the mask is\n  blue: paint it"])
+def test_a_refusal_is_one_line_with_exit_status_2(command, capsys, message):
     with pytest.raises(SystemExit) as end:
-        command(error)
+        command(Refused(message))
     assert end.value.code == 2
-    assert capsys.readouterr() == ("", f"lemica fail: error: {line}\n")
+    assert capsys.readouterr() == ("", "lemica fail: error: the mask is blue: paint it\n")
 
 
-def test_an_error_of_the_program_keeps_its_traceback(command):
-    with pytest.raises(KeyError):
-        command(KeyError("steps"))
+def test_a_file_that_is_kept_elsewhere_is_named_with_exit_status_1(command, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as end:
+        command(KeptElsewhere("g.json cannot be written: the finished file is kept-g.json"))
+    assert end.value.code == 1
+    line = "lemica fail: error: g.json cannot be written: the finished file is kept-g.json\n"
+    assert capsys.readouterr() == ("", line)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("steps"), ValueError("steps"), OSError(28, "full", "f"), BrokenPipeError(32)]
+)
+def test_an_error_of_the_program_keeps_its_traceback(command, error):
+    with pytest.raises(type(error)):
+        command(error)
+
+
+def test_only_what_a_wrong_input_causes_is_turned_into_a_refusal():
+    line = r"^nowhere: No such file or directory: name another$"
+    with pytest.raises(Refused, match=line), refusing(OSError, hint=": name another"):
+        os.stat("nowhere")
+    with pytest.raises(Refused, match=r"^mask\.json: Is a directory$"), refusing(OSError):
+        raise IsADirectoryError(21, "Is a directory", ".mask.1.tmp.json", None, "mask.json")
+    with pytest.raises(KeyError), refusing(OSError, ValueError):
+        raise KeyError("steps")
 
 
 def test_an_interrupted_command_ends_as_one(command):
@@ -79,6 +92,13 @@ def test_only_rank_0_speaks(capsys, monkeypatch):
         main(["compare", "nowhere.mp4", "nowhere.mp4"])
     assert end.value.code == 2
     assert capsys.readouterr().err == ""
+
+
+def test_a_rank_says_itself_what_it_alone_refuses(command, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit):
+        command(RefusedHere("the disk of this node is full"))
+    assert capsys.readouterr().err == "lemica fail: error: the disk of this node is full\n"
 
 
 @pytest.mark.parametrize("name", [None, *COMMANDS])

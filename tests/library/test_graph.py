@@ -3,13 +3,14 @@
 import json
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lemica.masks import Target
-from lemica.planning.graph import ErrorGraph, edge_pairs, merge_graphs, read_graph, write_graph
 from lemica.moments import Moments
+from lemica.planning.graph import ErrorGraph, edge_pairs, merge_graphs, read_graph, write_graph
 
 N, D = 6, 3
 PAIRS = [(0, 2), (0, 3), (1, 3), (1, 4), (2, 4), (2, 5), (3, 5)]
@@ -118,16 +119,15 @@ def test_an_old_file_of_held_velocities_is_read(tmp_path):
     np.testing.assert_array_equal(graph.moments.products, moments(3).products)
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+@pytest.mark.parametrize("spoil", [lambda text: text[:-9], lambda text: text.replace("1.0", "2.0", 1)])
+def test_a_graph_that_does_not_read_back_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, spoil):
     path = tmp_path / "graph.json"
     write_graph(graph_of(range(7)), path)
     before = path.read_bytes()
-
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    write = Path.write_bytes
+    # A disk that takes other bytes than it is given, and gives back what it was given as long as it is cached.
+    monkeypatch.setattr(Path, "write_bytes", lambda self, content: write(self, spoil(content.decode()).encode()))
+    with pytest.raises((OSError, ValueError), match=r"read back|not JSON"):
         write_graph(graph_of([1] * 7), path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["graph.json"]

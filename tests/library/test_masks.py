@@ -20,6 +20,7 @@ from lemica.masks import (
     uniform_mask,
     write_mask,
 )
+from lemica.planning.graph import read_graph, write_graph
 from lemica.planning.plan import with_forecast
 
 STEPS = mask_of([0, 2, 3, 5, 8], NUM_STEPS)
@@ -123,3 +124,14 @@ def test_uniform_masks_have_their_budget_and_even_gaps():
 def test_uniform_masks_refuse_what_has_no_mask(budget, steps):
     with pytest.raises(ValueError, match=f"no uniform mask of budget {budget} for {steps} steps; choose 2 to {steps}"):
         uniform_mask(budget, steps)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_masks_and_graphs_may_begin_with_a_byte_order_mark(tmp_path, encoding):
+    mask, graph = tmp_path / "mask.json", tmp_path / "graph.json"
+    write_mask(Mask((True, False, True), "velocity", ((), (1.0,), ()), made_by="by hand"), mask)
+    write_graph(calibrated_graph(), graph)
+    for path in (mask, graph):
+        path.write_text(path.read_text(encoding="utf-8"), encoding=encoding)
+    assert read_mask(mask).made_by == "by hand"
+    assert read_graph(graph).edges() == calibrated_graph().edges()

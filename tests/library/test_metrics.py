@@ -119,7 +119,7 @@ def test_lossless_copies_are_read_if_every_video_has_one(tmp_path):
 
 
 def test_a_lossless_copy_of_an_earlier_run_is_not_read(tmp_path):
-    video = write_run(tmp_path, "a", constant(9), save_lossless=False)
+    video = write_run(tmp_path, "a", constant(9), save_lossless=False, old=True)
     assert (tmp_path / "a_lossless.mkv").is_file()
     assert metrics.files_to_measure([video]) == [video]
 

@@ -301,6 +301,23 @@ def test_a_path_is_drawn_from_start_step_to_gap():
     assert axes.lines[0].get_xydata().tolist() == [[0, 1], [1, 3], [4, 4], [8, 3]]
 
 
+def test_what_a_mask_is_for_is_checked_wherever_it_meets_a_graph(calibrated, tmp_path, lemica):
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    from lemica.planning.plot import draw_path
+
+    other = replace(TARGET, model="another", config="fedcba98")
+    for name, computed in (("long", (0, 1, 7, 8)), ("short", (0, 1, 4, 8))):
+        mask = by_hand(*computed, num_steps=NUM_STEPS, target=other)
+        write_mask(mask, tmp_path / f"{name}.json")
+        cost = lemica("show", tmp_path / f"{name}.json", "--graph", calibrated)[1]
+        assert cost.endswith(", by a graph of other model, config")
+        axes = Figure().add_subplot()
+        draw_path(axes, name, mask, calibrated_graph())
+        assert axes.lines[0].get_label() == f"{name}, by a graph of other model, config"
+
+
 def test_a_graph_without_errors_can_be_drawn(tmp_path, lemica):
     pytest.importorskip("matplotlib")
     write_graph(held_graph(lambda i, j: 0.0), tmp_path / "zero.json")
@@ -332,6 +349,10 @@ def test_refusals_are_one_line_that_says_what_to_type(graph, calibrated, tmp_pat
     history = ("--forecast", "damped", "--history", 3)
     assert "leave out --history, or type --forecast fitted" in refused("plan", calibrated, "--budget", "5", *history)
     assert "merge only graphs of one num_steps" in refused("plan", graph, nine, "--budget", "5")
+    (tmp_path / "p.txt").write_text("old")
+    assert "is no picture that can be drawn" in refused("show", graph, "--plot", tmp_path / "p.txt")
+    assert "cannot read the mask file nowhere.json: No such file" in refused("show", "nowhere.json")
+    assert "nowhere.json: No such file" in refused("show", graph, "--graph", "nowhere.json")
     assert "nowhere.json: No such file or directory" in refused("plan", "nowhere.json", "--budget", "5")
     assert "the following arguments are required: --budget" in refused("plan", graph)
     assert "is not JSON: write one with lemica plan" in refused("show", no)

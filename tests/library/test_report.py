@@ -140,7 +140,7 @@ def of_two_seeds(folder):
 
 def of_two_sizes(folder):
     write_run(folder, "uncached", disc())
-    write_run(folder, "b10", disc()[:, :48], STEPS_OF_BUDGET[10])
+    write_run(folder, "b10", disc()[:, :48], STEPS_OF_BUDGET[10], old=True)
 
 
 def without_video(folder):
@@ -171,7 +171,7 @@ def with_too_few_times(folder):
         (lambda folder: None, "is not a folder"),
         (empty, "holds no runs"),
         (without_reference, "has no reference: generate"),
-        (of_two_seeds, r"b10.mp4 has seed 7, but uncached.mp4 123: put"),
+        (of_two_seeds, r"b10.mp4 and uncached.mp4 are of different requests, seed 7 and 123: put"),
         (of_two_sizes, r"2 frames of 160 x 96\) with .*b10_lossless.mkv \(2 frames of 160 x 48\)"),
         (without_video, "no video beside it"),
         (as_avi, r"browsers do not play \.avi"),

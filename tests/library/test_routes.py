@@ -9,8 +9,8 @@ from calibrated import MAX_GAP, NUM_STEPS, SIGMAS, calibrated_graph, moments_of,
 
 from lemica.forecasts import FORECASTS, damped, fitted, forecast_named, hold
 from lemica.masks import MAX_WEIGHT_SUM, Mask, Target, mask_of
-from lemica.planning.graph import ErrorGraph
 from lemica.moments import Moments
+from lemica.planning.graph import ErrorGraph
 from lemica.planning.paths import minimax_paths, minimum_sum_paths
 from lemica.planning.plan import with_forecast
 from lemica.planning.routes import edge_costs, forecast_routes, held_costs

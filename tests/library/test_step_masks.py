@@ -218,6 +218,7 @@ FAULTS_OF_VERSION_2 = [
     ({"target": 1}, '"target" must hold "model", "config", "sigmas" and "dtype"'),
     ({"target": {"sigmas": 5}}, '"target" must hold'),
     ({"target": {"sigmas": ["x"]}}, '"target" must hold'),
+    ({"target": {"sigmas": [10**400]}}, '"target" must hold'),
 ]
 CASES = [(version, *fault) for version in (1, 2) for fault in FAULTS]
 CASES += [(1, *fault) for fault in FAULTS_OF_VERSION_1] + [(2, *fault) for fault in FAULTS_OF_VERSION_2]

@@ -1,0 +1,152 @@
+"""The measurements on the demo model: what is compared, on which pairs, and how the tables come out of the numbers."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+
+from demo.calibrations import calibration
+from demo.data import is_held_out, prompt_of, spec_of
+from demo.methods import read_methods, static_mask
+from demo.quality import Pair, main, quality
+from demo.results import budget_table, merged, methods_in, read_results, rows_of, write_results
+from lemica.masks import step_mask, uniform_mask
+from lemica.planning.plan import plan, with_forecast
+
+MEASUREMENTS = REPOSITORY / "assets" / "measurements"
+
+
+def methods_of(folder, *entries):
+    path = folder / "methods.json"
+    path.write_text(json.dumps(entries))
+    return read_methods(path)
+
+
+def test_every_kind_of_method_has_its_steps_and_its_rule(tmp_path):
+    released, uniform, static, planned, fitted, fewer = methods_of(
+        tmp_path,
+        {"name": "released", "steps": 50, "budgets": [20]},
+        {"name": "uniform", "steps": 50, "budgets": [20], "mask": "uniform", "kept": "velocity", "forecast": "damped"},
+        {"name": "static", "steps": 50, "mask": "static"},
+        {"name": "minimax", "steps": 50, "budgets": [20], "plan": "t2v_50", "forecast": "fitted", "history": 3},
+        {"name": "released", "steps": 50, "budgets": [20], "graph": "t2v_50", "forecast": "fitted"},
+        {"name": "fewer", "steps": 6, "budgets": [3], "sampler": True},
+    )
+    graph = calibration("t2v_50")
+    assert released.mask.steps == step_mask(20, 50)
+    assert (released.mask.kept, released.mask.rule) == ("residual", "hold")
+    assert uniform.mask.steps == uniform_mask(20, 50)
+    assert (uniform.mask.kept, uniform.mask.rule) == ("velocity", "damped")
+    assert static.mask.steps == static_mask(50)
+    assert planned.mask == plan(graph, 20, "fitted", history=3)
+    assert fitted.mask.steps == step_mask(20, 50)
+    assert fitted.mask.weights == with_forecast(step_mask(20, 50), graph, "fitted").weights
+    assert fewer.sampler and fewer.mask.budget == 3
+
+
+def test_a_plan_over_several_calibrations_is_one_of_their_mean(tmp_path):
+    entry = {"name": "minimax", "steps": 50, "budgets": [20], "plan": "t2v_50 t2v_50"}
+    (method,) = methods_of(tmp_path, entry)
+    assert method.mask.steps == plan(calibration("t2v_50"), 20).steps
+
+
+def test_a_plan_on_a_graph_of_another_number_of_steps_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="t2v_50 is of 50 steps, 'minimax' of 30"):
+        methods_of(tmp_path, {"name": "minimax", "steps": 30, "budgets": [10], "plan": "t2v_50"})
+
+
+def test_a_methods_key_tells_steps_budget_name_and_rule(tmp_path):
+    method, cache = methods_of(
+        tmp_path,
+        {"name": "minimax", "steps": 50, "budgets": [20], "plan": "t2v_50", "forecast": "hold"},
+        {"name": "deepcache", "steps": 50, "mask": "static", "cache_type": "deepcache"},
+    )
+    assert method.key == "50 steps, B = 20, minimax, velocity + hold"
+    assert cache.key == "50 steps, B = 25, deepcache"
+
+
+def test_methods_that_cannot_be_told_apart_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="two methods are called"):
+        methods_of(tmp_path, {"name": "released", "steps": 50, "budgets": [20, 20]})
+
+
+def test_rows_hold_mean_worst_standard_error_and_paired_difference():
+    x, y = "50 steps, B = 20, fewer steps", "50 steps, B = 20, uniform, residual + hold"
+    results = {
+        "a": {x: {"psnr": 30.0, "ssim": 0.9}, y: {"psnr": 29.0, "ssim": 0.8}},
+        "b": {x: {"psnr": 34.0, "ssim": 0.7}, y: {"psnr": 31.0, "ssim": 0.6}},
+        "c": {y: {"psnr": 99.0, "ssim": 0.1}},
+    }
+    fewer, uniform = rows_of(results, against="fewer steps")
+    assert (fewer.pairs, fewer.psnr, fewer.worst, fewer.worst_ssim) == (2, 32.0, 30.0, 0.7)
+    assert (fewer.error, fewer.ssim, fewer.ssim_error) == pytest.approx((2.0, 0.8, 0.1))
+    assert (fewer.gain, fewer.gain_error) == (0.0, 0.0)
+    assert (uniform.pairs, uniform.psnr) == (3, 53.0)
+    # Differences are of pairs: the one that only one of the two has run counts for none.
+    assert uniform.gain == -2.0
+    assert uniform.gain_error == pytest.approx(1.0)
+    assert all(math.isnan(row.gain) for row in rows_of(results))
+
+
+def test_results_are_read_as_they_were_written_and_files_are_joined(tmp_path):
+    first = {"a": {"x": {"psnr": 30.25, "ssim": 0.5}}, "b": {"x": {"psnr": math.inf, "ssim": 1.0}}}
+    second = {"b": {"y": {"psnr": 20.0, "ssim": 0.25}}, "c": {"x": {"psnr": 1.0, "ssim": 0.125}}}
+    for name, results in (("first", first), ("second", second)):
+        write_results(results, tmp_path / name)
+        assert read_results(tmp_path / name) == results
+    both = merged([tmp_path / "first", tmp_path / "second"])
+    assert both == {"a": first["a"], "b": first["b"] | second["b"], "c": second["c"]}
+
+
+def test_budgets_become_columns():
+    psnrs = {"50 steps, B = 10, uniform, residual + hold": 30.0, "50 steps, B = 25, uniform, residual + hold": 40.0}
+    results = {"a": {key: {"psnr": psnr, "ssim": 0.9} for key, psnr in psnrs.items()}}
+    header, _, line, _ = budget_table(list(rows_of(results)))
+    assert header == "| 50 steps, PSNR in dB | B = 25 | B = 10 |"
+    assert line == "| uniform, residual + hold | 40.0 (worst 40.0) | 30.0 (worst 30.0) |"
+
+
+def test_quality_of_equal_videos_is_perfect():
+    video = np.random.default_rng(0).random((2, 16, 16, 3), dtype=np.float32)
+    assert quality(video, video) == {"psnr": math.inf, "ssim": 1.0}
+    assert quality(video, np.clip(video + 0.1, 0, 1))["psnr"] < 25
+
+
+def test_pairs_are_held_out_and_image_to_video_starts_from_the_drawn_video(load_pipeline):
+    assert all(is_held_out(prompt_of(spec_of(index, held_out=True))) for index in range(32))
+    pair = Pair(load_pipeline("480p_i2v"), 1)
+    assert pair.image.size == (80, 48)
+
+
+def test_a_run_measures_and_goes_on_and_the_table_shows_it(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("demo.quality.FRAMES", 5)
+    methods, output = tmp_path / "methods.json", tmp_path / "pairs.json"
+    first = {"name": "all computed", "steps": 4, "budgets": [4]}
+    second = {"name": "held", "steps": 4, "budgets": [3], "kept": "velocity"}
+    third = {"name": "fewer", "steps": 4, "budgets": [3], "sampler": True}
+    command = ["run", str(methods), "--checkpoint", str(checkpoint), "--pairs", "0:1", "--output", str(output)]
+    methods.write_text(json.dumps([first, second]))
+    main(command)
+    before = read_results(output)["480p_t2v 0"]
+    assert before["4 steps, B = 4, all computed, residual + hold"] == {"psnr": math.inf, "ssim": 1.0}
+    assert math.isfinite(before["4 steps, B = 3, held, velocity + hold"]["psnr"])
+    methods.write_text(json.dumps([first, second, third]))
+    main(command)
+    after = read_results(output)["480p_t2v 0"]
+    assert {key: after[key] for key in before} == before
+    capsys.readouterr()
+    main(["table", str(output), "--against", "fewer"])
+    table = capsys.readouterr().out.splitlines()
+    assert len(table) == 5
+    assert "| 4 steps, B = 3, fewer | 1 |" in table[-1]
+
+
+@pytest.mark.parametrize("task", ["t2v", "i2v"])
+def test_the_published_results_are_of_the_methods_in_the_list(task):
+    listed = {method.key for method in read_methods(REPOSITORY / "demo" / f"methods_{task}.json")}
+    measured = read_results(MEASUREMENTS / f"quality_{task}.json")
+    assert set(methods_in(measured)) == listed
+    assert list(measured) == [f"480p_{task} {pair}" for pair in range(32)]
+    assert all(rows.keys() == listed for rows in measured.values())
