@@ -40,7 +40,6 @@ from hyvideo.commons.infer_state import (
     Target,
     changed_model_name,
     config_digest,
-    default_budget,
     initialize_infer_state,
     parse_budget,
     resolve_mask,
@@ -378,9 +377,9 @@ def try_video(folder: Path, suffix: str) -> None:
 
 def check_cache(args: argparse.Namespace, state: InferState) -> None:
     if state.uses_lemica:
-        if state.lemica_mask is None and state.lemica_step is None:
-            args.lemica_step = state.lemica_step = default_budget()
-        resolve_mask(state, run_target(args))
+        mask = resolve_mask(state, run_target(args))
+        if state.lemica_mask is None:
+            args.lemica_step = state.lemica_step = mask.budget
     elif state.enable_cache:
         check_other_cache(args)
 

@@ -478,10 +478,19 @@ def resolve_mask(state: InferState | None, run: Target) -> Mask:
     if state.lemica_mask is not None:
         _refuse_unfit(state.lemica_mask, run, state.force_mask)
         return state.lemica_mask.with_weights(run.sigmas)
-    budget = default_budget() if state.lemica_step is None else state.lemica_step
+    budget = _budget(state.lemica_step, num_steps)
     origin = "released" if is_released(budget, num_steps) else "derived"
     mask = Mask(step_mask(budget, num_steps), state.lemica_reuse, rule=state.lemica_forecast, origin=origin)
     return mask.with_weights(run.sigmas)
+
+
+def _budget(asked: int | None, num_steps: int) -> int:
+    """The budget that was asked for, else the default; the refusal says which flag to type."""
+    if num_steps < 2:
+        raise ValueError("one step leaves nothing to reuse: leave out --enable_cache true")
+    if asked is None and (default := default_budget()) > num_steps:
+        raise ValueError(f"the default budget {default} is above the {num_steps} steps: type --lemica_step B, B from 2")
+    return default_budget() if asked is None else asked
 
 
 def _refuse_unfit(mask: Mask, run: Target, force: bool) -> None:

@@ -12,4 +12,5 @@ fi
 cd "$REPOSITORY"
 ruff check .
 ruff format --check .
-exec python -m pytest -n 2 --dist worksteal "$@"
+# Files whole, because fixtures of a module are made once; the longest first, because the order is kept.
+exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

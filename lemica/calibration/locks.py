@@ -4,6 +4,7 @@ The locks are files in the folder of unfinished work. Rank 0's says whose the fo
 there is anybody to wait for.
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -14,13 +15,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lemica.errors import Refused, refusing
+from lemica.errors import Refused, in_words
 
 # Gives every rank's value to every rank, in their order.
 Exchange = Callable[[Any], Sequence[Any]]
 
 _LOCK_FILE = re.compile(r"rank(\d+)\.lock")
 _TOKEN_FILE = "token"
+# What a disk without locks answers.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 class Lock:
@@ -141,11 +144,13 @@ class Crew:
         return self.folder / f"rank{rank}.lock"
 
     def _agreed(self, exchange: Exchange, act: Callable[[], Any]) -> list[Any]:
-        """What every rank's `act` gave; Refused on all ranks where it was on one."""
+        """What every rank's `act` gave; Refused on all ranks where one was refused, by us or by its disk."""
         try:
             mine = act(), None
         except Refused as error:
             mine = None, str(error)
+        except OSError as error:
+            mine = None, f"{in_words(error)}: give another --output"
         results = list(exchange(mine))
         refusals = [refusal for _, refusal in results if refusal]
         if refusals:
@@ -162,15 +167,12 @@ class Crew:
                 f"{self.folder} is in the way, where a folder of unfinished work is to be: move it, or give another "
                 "--output"
             ) from error
-        except OSError as error:
-            raise Refused(f"{self.folder}: {error.strerror}: give another --output") from error
         self._take(locks)
         for name in sorted(os.listdir(self.folder)):
             if (found := _LOCK_FILE.fullmatch(name)) and int(found[1]) > 0 and is_held(self.folder / name):
                 raise Refused(self._taken(self.folder / name))
         token = secrets.token_hex(8)
-        with refusing(OSError):
-            (self.folder / _TOKEN_FILE).write_text(token, encoding="ascii")
+        (self.folder / _TOKEN_FILE).write_text(token, encoding="ascii")
         return token
 
     def _join(self, locks: list[Lock], token: str) -> None:
@@ -196,6 +198,8 @@ class Crew:
         except BlockingIOError as error:
             raise Refused(self._taken(path)) from error
         except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
             raise Refused(
                 f"{self.folder} is on a disk without file locks ({error.strerror}): give an --output on another disk"
             ) from error

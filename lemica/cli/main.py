@@ -37,14 +37,14 @@ take its name or a line could not be printed: one line says where the file is.
 
 
 class RefusingParser(argparse.ArgumentParser):
-    """Refuses in one line with exit status 2; under torchrun only rank 0 speaks."""
+    """Refuses in one line with exit status 2; under torchrun one rank on every node speaks."""
 
     def error(self, message: str) -> NoReturn:
         self.end(2, message)
 
     def end(self, status: int, message: str) -> NoReturn:
-        """End the program with a line that all ranks have."""
-        if os.environ.get("RANK", "0") == "0":
+        """End the program with a line that all ranks have: one of them on every node says it."""
+        if os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0":
             self.end_here(status, message)
         raise SystemExit(status)
 

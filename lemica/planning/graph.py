@@ -218,7 +218,7 @@ def _graph_from(document: dict) -> ErrorGraph:
             raise ValueError(f"key {key!r} is missing; {_REMEDY}")
     try:
         target = target_from(document["target"])
-    except (ValueError, OverflowError) as error:
+    except ValueError as error:
         raise ValueError(f"{error}; {_REMEDY}") from None
     settings = {key: document[key] for key in required} | {"target": target}
     return ErrorGraph.from_edges(moments=_moments_of(document, target), **settings)

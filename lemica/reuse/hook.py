@@ -70,7 +70,7 @@ def intercepted(denoiser: torch.nn.Module, scheduler: Any, interceptor: Intercep
         if not had_registry:
             del denoiser._diffusers_hook
         if not had_forward:
-            # diffusers leaves the class's method on the object, which then holds itself: only gc would free its weights.
+            # diffusers leaves the class's method on the object, which then holds itself until gc finds it.
             del denoiser.forward
 
 

@@ -66,6 +66,19 @@ def test_the_budget_may_come_from_the_environment(command, capsys, monkeypatch, 
     assert generate.parse_arguments(command(*LEMICA, "--lemica_mask", str(tmp_path / "mask.json")))[0].lemica_mask
 
 
+@pytest.mark.parametrize(
+    ("num_steps", "hint", "remedy"),
+    [
+        ("4", "the default budget 25 is above the 4 steps: type --lemica_step B", ["--lemica_step", "2"]),
+        ("1", "one step leaves nothing to reuse: leave out --enable_cache true", ["--enable_cache", "false"]),
+    ],
+)
+def test_a_default_that_does_not_fit_is_refused_with_a_remedy_that_works(command, capsys, num_steps, hint, remedy):
+    few = command(*LEMICA, "--num_inference_steps", num_steps)
+    assert hint in refusal(few, capsys)
+    generate.parse_arguments([*few, *remedy])
+
+
 def test_a_budget_above_the_step_count_is_refused(command, capsys):
     assert "number of steps, 4; got 5" in refusal(command(*LEMICA, "--lemica_step", "5"), capsys)
     fifty = command(*LEMICA, "--lemica_step", "51")

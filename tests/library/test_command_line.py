@@ -86,12 +86,14 @@ def test_arguments_that_cannot_be_parsed_are_refused_in_one_line(capsys):
     assert re.fullmatch(r"lemica: error: .*invalid choice: 'compute'.*\n", capsys.readouterr().err)
 
 
-def test_only_rank_0_speaks(capsys, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
+@pytest.mark.parametrize(("rank", "local_rank", "lines"), [(1, 1, 0), (0, 0, 1), (8, 0, 1), (9, 1, 0)])
+def test_one_rank_on_every_node_speaks(capsys, monkeypatch, rank, local_rank, lines):
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
     with pytest.raises(SystemExit) as end:
         main(["compare", "nowhere.mp4", "nowhere.mp4"])
     assert end.value.code == 2
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err.count("\n") == lines
 
 
 def test_a_rank_says_itself_what_it_alone_refuses(command, capsys, monkeypatch):

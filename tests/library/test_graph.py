@@ -148,7 +148,7 @@ REFUSALS = {
     "no target": ({k: v for k, v in document().items() if k != "target"}, "key 'target' is missing"),
     "target of a list": (document(target=[1]), '"target" must hold "model", "config", "sigmas" and "dtype"'),
     "sigmas of a number": (document(target={"sigmas": 5}), '"target" must hold "model", "config", "sigmas"'),
-    "huge sigmas": (document(target={"sigmas": [10**400]}), "int too large to convert to float"),
+    "huge sigmas": (document(target={"sigmas": [10**400]}), '"target" must hold'),
     "too few sigmas": (document(target={"sigmas": [1, 0]}), "sigmas of the target must be 7 finite numbers"),
     "endless sigmas": (document(target={"sigmas": [math.inf] * 7}), "sigmas of the target must be 7 finite numbers"),
     "old residual": (old_document() | {"reuse": "residual"}, "lemica-graph/1 of 'residual' [+] 'hold' is not read any"),

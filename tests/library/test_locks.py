@@ -206,6 +206,23 @@ def test_a_disk_without_locks_is_refused(tmp_path, monkeypatch):
         pass
 
 
+def test_a_folder_that_may_not_be_written_is_named(tmp_path, monkeypatch):
+    folder = tmp_path / "g.json.partial"
+    opened = os.open
+
+    def denied(path, *how):
+        if str(path).endswith("rank0.lock"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *how)
+
+    monkeypatch.setattr(locks.os, "open", denied)
+    with (
+        pytest.raises(Refused, match=r"rank0\.lock: Permission denied: give another"),
+        Crew(folder, 0, 1).at_work(alone),
+    ):
+        pass
+
+
 # Ranks
 
 
