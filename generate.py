@@ -43,6 +43,7 @@ from hyvideo.commons.infer_state import (
     initialize_infer_state,
     parse_budget,
     resolve_mask,
+    transformer_version,
 )
 from torch import distributed as dist
 
@@ -216,17 +217,16 @@ def task_of(args: argparse.Namespace) -> str:
     return "i2v" if args.image_path else "t2v"
 
 
-def transformer_version(args: argparse.Namespace) -> str:
+def version_of(args: argparse.Namespace) -> str:
     """The name of the model that the arguments ask for, as its folder under transformer/."""
-    if args.enable_step_distill:
-        return f"{args.resolution}_{task_of(args)}_step_distilled"
-    distilled = "_distilled" if args.cfg_distilled or args.sparse_attn else ""
-    return f"{args.resolution}_{task_of(args)}{distilled}{'_sparse' if args.sparse_attn else ''}"
+    return transformer_version(
+        args.resolution, task_of(args), args.cfg_distilled, args.enable_step_distill, args.sparse_attn
+    )
 
 
 def run_target(args: argparse.Namespace) -> Target:
     """The model, the sampler and the arithmetic of this run: what a mask must belong to."""
-    version = transformer_version(args)
+    version = version_of(args)
     defaults = PIPELINE_CONFIGS[version]
     num_steps = args.num_inference_steps or defaults.get("num_inference_steps", DEFAULT_NUM_STEPS)
     shift = args.flow_shift or defaults["flow_shift"]
@@ -277,7 +277,7 @@ def check_files(args: argparse.Namespace) -> None:
 
 
 def check_model(args: argparse.Namespace) -> None:
-    version = transformer_version(args)
+    version = version_of(args)
     if version not in PIPELINE_CONFIGS:
         raise ValueError(f"there is no model {version}: choose flags that give one of {', '.join(PIPELINE_CONFIGS)}")
     if not os.path.isdir(args.model_path):
@@ -378,8 +378,9 @@ def try_video(folder: Path, suffix: str) -> None:
 def check_cache(args: argparse.Namespace, state: InferState) -> None:
     if state.uses_lemica:
         mask = resolve_mask(state, run_target(args))
-        if state.lemica_mask is None:
-            args.lemica_step = state.lemica_step = mask.budget
+        if state.lemica_mask is not None and args.lemica_step not in (None, mask.budget):
+            rank0_log(f"the mask computes {mask.budget} steps, --lemica_step {args.lemica_step} or not", "WARNING")
+        args.lemica_step = state.lemica_step = mask.budget
     elif state.enable_cache:
         check_other_cache(args)
 
@@ -407,7 +408,7 @@ def output_path(args: argparse.Namespace) -> Path:
     """Where the video goes; without --output_path a name made of model, time and chance, the same at every call."""
     if args.output_path is None:
         now, chance = datetime.datetime.now(), secrets.token_hex(3)
-        args.output_path = f"./outputs/output_{transformer_version(args)}_{now:%Y-%m-%d_%H-%M-%S}_{chance}.mp4"
+        args.output_path = f"./outputs/output_{version_of(args)}_{now:%Y-%m-%d_%H-%M-%S}_{chance}.mp4"
     # A link is followed, not replaced.
     return Path(os.path.realpath(args.output_path))
 
@@ -427,7 +428,7 @@ def load_pipeline(args: argparse.Namespace, state: InferState):
 
     return HunyuanVideo_1_5_Pipeline.load(
         args.model_path,
-        transformer_version(args),
+        version_of(args),
         state,
         with_sr=args.sr,
         dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype],
@@ -522,21 +523,19 @@ class RunFiles:
 
     def move(self) -> None:
         """Give every file its name. The config of an earlier run goes first: it must not stand beside a new video."""
-        if self.path in self.whole:
-            beside(self.path, "_config.json").unlink(missing_ok=True)
-            self._at_start[beside(self.path, "_config.json")] = None
+        foreign = [path for path, found in self._at_start.items() if _identity(path) != found]
+        config = beside(self.path, "_config.json")
         for path, partial in self.whole.items():
             try:
-                self._move(partial, path)
+                if foreign:
+                    raise FileExistsError(None, f"another run has written {foreign[0]} meanwhile")
+                if path == self.path:
+                    config.unlink(missing_ok=True)
+                os.replace(partial, path)
                 say(f"Saved {path}")
             except OSError as error:
                 self.all_saved = False
                 say(f"Kept as {partial}: it cannot be moved to {path} ({error.strerror or error})", error=True)
-
-    def _move(self, partial: Path, path: Path) -> None:
-        if _identity(path) != self._at_start[path]:
-            raise FileExistsError(None, "another run has written it meanwhile")
-        os.replace(partial, path)
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:
@@ -614,7 +613,7 @@ def config_of(args: argparse.Namespace, report, files: RunFiles) -> dict:
     return {
         "timestamp": datetime.datetime.now().isoformat(),
         "task": task_of(args),
-        "transformer_version": transformer_version(args),
+        "transformer_version": version_of(args),
         "output_path": str(files.path),
         "arguments": vars(args),
         "request": report.request,

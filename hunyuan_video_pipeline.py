@@ -45,6 +45,7 @@ from hyvideo.commons.infer_state import (
     config_digest,
     kept_steps,
     resolve_mask,
+    transformer_version,
 )
 from hyvideo.commons.parallel_states import get_parallel_state
 from hyvideo.models.autoencoders.hunyuanvideo_15_vae import AutoencoderKLConv3D
@@ -1170,14 +1171,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
     def _autocast(self, dtype: torch.dtype, enabled: bool):
         return torch.autocast(self.execution_device.type, dtype=dtype, enabled=enabled)
 
-    @staticmethod
-    def get_transformer_version(resolution, task, cfg_distilled=False, step_distilled=False, sparse_attn=False) -> str:
-        """The checkpoint's folder name; sparse attention exists for the CFG-distilled models only."""
-        version = f"{resolution}_{task}"
-        if step_distilled:
-            return f"{version}_step_distilled"
-        distilled = "_distilled" if cfg_distilled or sparse_attn else ""
-        return version + distilled + ("_sparse" if sparse_attn else "")
+    get_transformer_version = staticmethod(transformer_version)
 
     @staticmethod
     def get_offloading_config(memory_limitation: float | None = None) -> dict[str, bool]:

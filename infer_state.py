@@ -325,10 +325,10 @@ def target_from(content) -> Target:
     known = {item.name for item in fields(Target)}
     values = {name: value for name, value in content.items() if name in known} if isinstance(content, dict) else None
     try:
-        sigmas = values["sigmas"] and tuple(map(float, values["sigmas"])) if "sigmas" in values else None
+        sigmas = None if values.get("sigmas") is None else tuple(map(float, values["sigmas"]))
         texts = {name: value and str(value) for name, value in values.items() if name != "sigmas"}
         return Target(**texts, sigmas=sigmas)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise ValueError('"target" must hold "model", "config", "sigmas" and "dtype"') from error
 
 
@@ -447,6 +447,17 @@ def get_infer_state() -> InferState | None:
     return _infer_state
 
 
+def transformer_version(
+    resolution: str, task: str, cfg_distilled: bool = False, step_distilled: bool = False, sparse_attn: bool = False
+) -> str:
+    """The model's name, as its folder under transformer/; sparse attention exists for CFG-distilled models only."""
+    version = f"{resolution}_{task}"
+    if step_distilled:
+        return f"{version}_step_distilled"
+    distilled = "_distilled" if cfg_distilled or sparse_attn else ""
+    return version + distilled + ("_sparse" if sparse_attn else "")
+
+
 def changed_model_name(version: str, *changes: str | None) -> str:
     """A model's name: its version, and the names of the checkpoint and the LoRA adapter that change it."""
     return " + ".join([version, *(os.path.basename(os.path.normpath(path)) for path in changes if path)])
@@ -481,7 +492,13 @@ def resolve_mask(state: InferState | None, run: Target) -> Mask:
     budget = _budget(state.lemica_step, num_steps)
     origin = "released" if is_released(budget, num_steps) else "derived"
     mask = Mask(step_mask(budget, num_steps), state.lemica_reuse, rule=state.lemica_forecast, origin=origin)
-    return mask.with_weights(run.sigmas)
+    try:
+        return mask.with_weights(run.sigmas)
+    except ValueError as error:
+        raise ValueError(
+            f"--lemica_forecast {state.lemica_forecast} would go too far over the long gaps of {budget} of {num_steps} "
+            "steps: type --lemica_forecast hold, or a larger --lemica_step"
+        ) from error
 
 
 def _budget(asked: int | None, num_steps: int) -> int:

@@ -66,7 +66,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Run:
+class CountedRun:
     """A computed step with a full cache and a reused one; bytes kept between steps, and the most alive at once."""
 
     full: Cost
@@ -142,7 +142,7 @@ def pipeline_without_numbers(preset: Preset) -> tuple[HunyuanVideo_1_5_Pipeline,
     return pipe, inputs
 
 
-def counted(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, way: str) -> Run:
+def counted(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, way: str) -> CountedRun:
     attention = CountedAttention()
     costs: list[Cost] = []
     held = 0
@@ -164,17 +164,17 @@ def counted(pipe: HunyuanVideo_1_5_Pipeline, inputs: DenoiseInputs, way: str) ->
         pipe.denoise(part_of(inputs, way, STEPS), Onlooker(pipe.execution_device, note))
     # The first note was made before the first step.
     full, reused = (costs[step + 1] - costs[step] for step in (FULL, REUSED))
-    return Run(full, reused, held, memory.peak)
+    return CountedRun(full, reused, held, memory.peak)
 
 
-def count(preset: Preset) -> dict[str, Run]:
+def count(preset: Preset) -> dict[str, CountedRun]:
     """What steps cost without a cache, with the kit's for each kind of tensor, and with the released kit's."""
     pipe, inputs = pipeline_without_numbers(preset)
     runs = {way: counted(pipe, inputs, way) for way in WAYS}
     return runs | {UNCACHED: replace(runs[UNCACHED], reused=None)}
 
 
-def summary(preset: Preset, runs: dict[str, Run]) -> dict[str, Any]:
+def summary(preset: Preset, runs: dict[str, CountedRun]) -> dict[str, Any]:
     return provenance() | dict(
         image_tokens=preset.image_tokens,
         batch=preset.batch,

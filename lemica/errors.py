@@ -21,7 +21,7 @@ class RefusedHere(Refused):
     """A refusal of one rank that the others do not share: that rank says it itself."""
 
 
-class KeptElsewhere(Exception):
+class NotMoved(Exception):
     """A file is finished and cannot take its name. The message is one line that says where it is."""
 
 

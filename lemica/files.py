@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lemica.errors import KeptElsewhere
+from lemica.errors import NotMoved
 
 # Bytes in a file's name, where the disk does not say.
 _NAME_MAX = 255
@@ -28,7 +28,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     Args:
         path: the file to write; its folder is made if it is missing.
 
-    Raises KeptElsewhere, with the name of the finished file, where it cannot be moved to `path`.
+    Raises NotMoved, with the name of the finished file, where it cannot be moved to `path`.
 
     Example:
         >>> with replacing("new/graph.txt") as temporary:
@@ -127,7 +127,7 @@ def _beside(path: Path) -> Iterator[Path]:
             yield temporary
             _to_disk(temporary, target)
         _move(temporary, target)
-    except KeptElsewhere:
+    except NotMoved:
         raise
     except BaseException:
         _remove(temporary)
@@ -186,7 +186,7 @@ def _move(temporary: Path, target: Path) -> None:
         if not temporary.is_file():
             raise
         kept = _visible(temporary, target)
-        raise KeptElsewhere(
+        raise NotMoved(
             f"{target} cannot be written ({error.strerror or error}): the finished file is {kept}"
         ) from error
 

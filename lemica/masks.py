@@ -328,10 +328,10 @@ def target_from(content) -> Target:
     known = {item.name for item in fields(Target)}
     values = {name: value for name, value in content.items() if name in known} if isinstance(content, dict) else None
     try:
-        sigmas = values["sigmas"] and tuple(map(float, values["sigmas"])) if "sigmas" in values else None
+        sigmas = None if values.get("sigmas") is None else tuple(map(float, values["sigmas"]))
         texts = {name: value and str(value) for name, value in values.items() if name != "sigmas"}
         return Target(**texts, sigmas=sigmas)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise ValueError('"target" must hold "model", "config", "sigmas" and "dtype"') from error
 
 

@@ -10,7 +10,8 @@ make_environment
 DEMO_DIR="$(realpath -m "${DEMO_DIR:-$REPOSITORY/demo_run}")"
 DEMO_TREE="$DEMO_DIR/HunyuanVideo-1.5"
 RUNS="$DEMO_DIR/runs"
-export OMP_NUM_THREADS=1
+# On the CPU, on any machine: that is where its masks were calibrated.
+export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= TORCHDYNAMO_DISABLE=1
 
 if [[ -e "$DEMO_DIR" && ! -e "$DEMO_DIR/.demo" ]]; then
     echo "$DEMO_DIR exists and was not made by the demo: set DEMO_DIR to another folder" >&2

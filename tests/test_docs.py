@@ -14,6 +14,7 @@ from conftest import REPOSITORY, TREE, UPSTREAM, clean_environment
 
 from docs.tables import with_tables
 from lemica.cli.main import build_parser
+from lemica.report.runs import summarise
 
 READMES = [REPOSITORY / name for name in ("README.md", "README_CN.md")]
 DOCS = sorted((REPOSITORY / "docs").glob("*.md"))
@@ -90,7 +91,7 @@ def test_the_way_of_masks_md_runs_as_printed(tmp_path):
     printed = run(re.sub(r'^pip install "\$KIT\[all\]"$', "", script, flags=re.MULTILINE), tmp_path)
     files = ["mask10.json", "mask7.json", "graph.png", "report.html", "runs/b10_lossless.mkv"]
     assert [name for name in files if not (tree / name).exists()] == []
-    assert "the compression of these files counts too" not in printed
+    assert "compression costs these files quality too" not in printed
     quality = {row[0]: float(row[1]) for row in map(str.split, printed.splitlines()) if row[:1] and "runs/b" in row[0]}
     assert min(quality.values()) > 40
 
@@ -136,4 +137,6 @@ def test_the_demo_runs_as_printed(tmp_path):
     environment = f'DEMO_DIR="{tmp_path}/demo"'
     printed = run(f"{environment} ./scripts/demo.sh", REPOSITORY)
     assert (tmp_path / "demo" / "report.html").exists()
-    assert "uncached" in printed
+    (section,) = summarise(tmp_path / "demo" / "runs")
+    assert [run.budget for run in section.runs] == [50, 25, 20, 15, 10]
+    assert all(run.name in printed and run.speedup <= 50 / run.budget for run in section.runs)

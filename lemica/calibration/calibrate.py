@@ -21,7 +21,7 @@ from lemica.streams import Unfailing, tell
 
 
 @dataclass(frozen=True)
-class Plan:
+class Workload:
     """What a calibration measures: all replays of `work` on every sample.
 
     Args:
@@ -59,7 +59,7 @@ class Plan:
 
 
 def measure_units(
-    plan: Plan, model: HunyuanVideo, units: list[Unit], checkpoints: Checkpoints, show_progress: bool
+    plan: Workload, model: HunyuanVideo, units: list[Unit], checkpoints: Checkpoints, show_progress: bool
 ) -> None:
     """Measure this rank's units; each is on disk as soon as it is done."""
     from tqdm import tqdm
@@ -72,7 +72,7 @@ def measure_units(
 
 
 def measure_unit(
-    plan: Plan, model: HunyuanVideo, unit: Unit, checkpoints: Checkpoints, on_forward: Callable[[], None]
+    plan: Workload, model: HunyuanVideo, unit: Unit, checkpoints: Checkpoints, on_forward: Callable[[], None]
 ) -> None:
     from lemica.calibration.replays import measure
 
@@ -87,7 +87,7 @@ def measure_unit(
         ) from error
 
 
-def averaged(plan: Plan, checkpoints: Checkpoints, crew: Crew) -> ErrorGraph:
+def averaged(plan: Workload, checkpoints: Checkpoints, crew: Crew) -> ErrorGraph:
     """The mean graph of all samples, in their order, once every rank is done.
 
     Raises Refused, saying what to type, where a rank was gone before its work was done.
@@ -111,7 +111,7 @@ def averaged(plan: Plan, checkpoints: Checkpoints, crew: Crew) -> ErrorGraph:
     return merge_graphs(graphs)
 
 
-def _missing(plan: Plan, checkpoints: Checkpoints) -> list[int]:
+def _missing(plan: Workload, checkpoints: Checkpoints) -> list[int]:
     return [sample for sample in range(len(plan.samples)) if checkpoints.measured(sample) is None]
 
 

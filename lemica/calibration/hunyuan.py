@@ -71,9 +71,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     _add_switch(group, "--cfg_distilled", "the CFG-distilled model (default: false)")
     _add_switch(group, "--sparse_attn", "sparse attention, H-series GPUs, implies CFG-distilled (default: false)")
     _add_switch(group, "--use_sageattn", "SageAttention (default: false)")
-    group.add_argument(
-        "--sage_blocks_range", default="0-53", metavar="RANGE", help="blocks that use it (default: 0-53)"
-    )
     _add_switch(group, "--enable_torch_compile", "compile the transformer blocks (default: false)")
     _add_switch(group, "--use_fp8_gemm", "fp8 matrix products (default: false)")
     group.add_argument("--quant_type", default="fp8-per-token-sgl", metavar="TYPE", help="(default: fp8-per-token-sgl)")

@@ -3,7 +3,7 @@
 The uncached run is recorded once: what the denoiser returned at every step, and the latents. A replay is a run of the
 same pipeline in which the record is played up to step i, the output of step i is held until step j, and from there on
 the denoiser is computed, unless the replay ends there. Held outputs are velocities: small, 0.7 GB for the 50 steps of
-HunyuanVideo-1.5 at 720p in bfloat16.
+HunyuanVideo-1.5 at 720p in bfloat16, and as much for the latents in float32.
 
 Every edge knows nothing of the path that leads to it: all steps before it are computed.
 """
@@ -140,10 +140,14 @@ class Trajectory:
 
     def velocity_products(self) -> list[list[float]]:
         """mean(v_s v_t) of all pairs of steps, of the velocities by which the sampler went: N x N, in float64."""
-        widths = (after - before for before, after in pairwise(self.run.sigmas))
-        steps = (after.double() - before.double() for before, after in pairwise(self.record.latents))
-        flat = torch.stack([step.flatten() / width for step, width in zip(steps, widths, strict=True)])
-        products = flat @ flat.T / flat.shape[1]
+        widths = torch.tensor([after - before for before, after in pairwise(self.run.sigmas)], dtype=torch.float64)
+        latents = torch.stack([tensor.flatten() for tensor in self.record.latents])
+        products = torch.zeros(len(widths), len(widths), dtype=torch.float64)
+        # In slices: all of it in float64 would take four times the memory of the record.
+        for part in latents.split(1 << 16, dim=1):
+            velocities = part.double().diff(dim=0) / widths[:, None]
+            products += velocities @ velocities.T
+        products /= latents.shape[1]
         return ((products + products.T) / 2).tolist()
 
     def _replay(self, i: int, j: int, end: int) -> dict[int, float]:

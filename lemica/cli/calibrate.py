@@ -11,8 +11,8 @@ result, which takes at most 5 full runs per sample. Exact edges replay every str
 Finished samples are kept beside the output, in the folder GRAPH.json.partial: after an interruption, the same command
 goes on from there; a folder that is left over may be deleted. One calibration works on an output at a time, and all
 ranks and nodes must see that folder. Under torchrun every rank holds the whole model and works alone on its own
-samples, or on a part of one where there are more ranks than samples left. The velocities of a run wait in CPU memory:
-with 50 steps and CFG 0.7 GB per rank at 720p.
+samples, or on a part of one where there are more ranks than samples left. The velocities and latents of a run wait in
+CPU memory: with 50 steps and CFG 1.5 GB per rank at 720p.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from lemica.files import try_name
 from lemica.streams import say, tell
 
 if TYPE_CHECKING:
-    from lemica.calibration.calibrate import Plan
+    from lemica.calibration.calibrate import Workload
     from lemica.calibration.checkpoints import Checkpoints
     from lemica.calibration.locks import Crew
 
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Calibrate on this rank; rank 0 writes the graph once all are done."""
-    from lemica.calibration.calibrate import Plan, measure_units
+    from lemica.calibration.calibrate import Workload, measure_units
     from lemica.calibration.checkpoints import Checkpoints, folder_for, units_of_rank
     from lemica.calibration.edges import work_for
     from lemica.calibration.hunyuan import HunyuanVideo, ranks_together
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     _check(args)
     num_steps, max_gap = args.num_inference_steps, min(args.max_gap, args.num_inference_steps - 1)
     samples = read_samples(args)
-    plan = Plan(samples, work_for(args.edges, num_steps, max_gap), args.edges, num_steps, max_gap)
+    plan = Workload(samples, work_for(args.edges, num_steps, max_gap), args.edges, num_steps, max_gap)
     model = HunyuanVideo(args, num_steps, with_image=samples[0].image_path is not None)
     settings = {name: value for name, value in vars(args).items() if name not in _NO_SETTINGS}
     settings |= {"max_gap": max_gap, "prompts": f"(and images) of digest {samples_digest(samples)}"}
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
             _write_graph(plan, checkpoints, crew, args.output)
 
 
-def _write_graph(plan: "Plan", checkpoints: "Checkpoints", crew: "Crew", output: Path) -> None:
+def _write_graph(plan: "Workload", checkpoints: "Checkpoints", crew: "Crew", output: Path) -> None:
     from lemica.calibration.calibrate import averaged, next_command
     from lemica.planning.graph import write_graph
 

@@ -9,7 +9,7 @@ import os
 from typing import NoReturn
 
 from lemica.cli import calibrate, compare, plan, report, show
-from lemica.errors import KeptElsewhere, Refused, RefusedHere
+from lemica.errors import NotMoved, Refused, RefusedHere
 from lemica.streams import Unprinted, complain, let_go, prepare
 
 COMMANDS = {"calibrate": calibrate, "plan": plan, "show": show, "compare": compare, "report": report}
@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
         args.parser.end_here(2, str(error))
     except Refused as error:
         args.parser.end(2, str(error))
-    except KeptElsewhere as error:
+    except NotMoved as error:
         args.parser.end_here(1, str(error))
     except Unprinted as error:
         let_go()

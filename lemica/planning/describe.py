@@ -68,7 +68,8 @@ def _cost_line(name: str, mask: Mask, graph: ErrorGraph) -> str:
 
 def _can_be_foreseen(mask: Mask, graph: ErrorGraph) -> bool:
     """Whether the graph knows what a stretch costs with the mask's own rule: held velocities need no moments."""
-    if mask.kept != "velocity" or mask.rule not in FORECASTS:
+    sum_to_1 = all(abs(sum(row) - 1) < 1e-6 for row in mask.weights or () if row)
+    if mask.kept != "velocity" or mask.rule not in FORECASTS or not sum_to_1:
         return False
     return mask.rule == "hold" or graph.moments is not None
 

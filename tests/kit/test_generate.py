@@ -56,7 +56,7 @@ def test_the_budget_may_come_from_the_environment(command, capsys, monkeypatch, 
     args, state = generate.parse_arguments(command(*LEMICA))
     assert (args.lemica_step, state.lemica_step) == (3, 3)
     monkeypatch.setenv("LEMICA_STEP", "")
-    assert "number of steps, 4; got 25" in refusal(command(*LEMICA), capsys)
+    assert "the default budget 25 is above the 4 steps" in refusal(command(*LEMICA), capsys)
     monkeypatch.setenv("LEMICA_STEP", "many")
     line = refusal(command(*LEMICA), capsys)
     assert "environment variable LEMICA_STEP" in line
@@ -167,7 +167,7 @@ def test_a_mask_of_another_run_is_refused_unless_forced(command, capsys, tmp_pat
 )
 def test_the_run_that_the_arguments_describe_is_the_one_that_the_pipeline_makes(command, load_pipeline, changes):
     args, _ = generate.parse_arguments(command(*changes))
-    described, pipe = generate.run_target(args), load_pipeline(generate.transformer_version(args))
+    described, pipe = generate.run_target(args), load_pipeline(generate.version_of(args))
     shift = pipe.config.flow_shift if args.flow_shift is None else args.flow_shift
     scheduler = pipe._create_scheduler(shift)
     scheduler.set_timesteps(args.num_inference_steps)

@@ -94,14 +94,17 @@ def test_a_finished_file_that_cannot_be_moved_is_kept_and_named(tmp_path, monkey
 
 def test_another_runs_file_is_never_replaced(tmp_path, capsys):
     path = tmp_path / "video.mp4"
+    config = beside(path, "_config.json")
     first, second = RunFiles(path), RunFiles(path)
     for files, shade in ((first, 0.0), (second, 1.0)):
         files.write(path, write_video, torch.full((3, 5, 32, 48), shade))
+        files.write(config, write_json, {"shade": shade})
         files.move()
     assert (first.all_saved, second.all_saved) == (True, False)
     assert imageio.mimread(path)[0].max() < 50
-    kept = next(file for file in tmp_path.iterdir() if file != path)
-    assert imageio.mimread(kept)[0].min() > 200
+    assert json.loads(config.read_text()) == {"shade": 0.0}
+    assert imageio.mimread(next(tmp_path.glob(".partial-*.mp4")))[0].min() > 200
+    assert json.loads(next(tmp_path.glob(".partial-*.json")).read_text()) == {"shade": 1.0}
     assert "another run" in capsys.readouterr().err
 
 

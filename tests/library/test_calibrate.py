@@ -20,7 +20,7 @@ from toy_sampler import Denoiser, Scheduler, sample
 
 from demo.attention import fused_attention
 from lemica.calibration import replays
-from lemica.calibration.calibrate import Plan
+from lemica.calibration.calibrate import Workload
 from lemica.calibration.checkpoints import Checkpoints, Unit, units_of_rank
 from lemica.calibration.edges import EXACT, FAST, Errors, fast_edges, gain_edges, joined, sample_graph, work_for
 from lemica.calibration.hunyuan import HunyuanVideo, prepared_run
@@ -299,9 +299,9 @@ def test_parts_of_a_sample_are_of_about_equal_cost_and_join_to_the_whole(mode):
 
 def test_cost_in_words():
     prompts = [Sample("a", 0), Sample("b", 0), Sample("c", 0)]
-    one = Plan(prompts[:1], work_for(EXACT, 50, 8), EXACT, 50, 8)
+    one = Workload(prompts[:1], work_for(EXACT, 50, 8), EXACT, 50, 8)
     assert one.cost() == "exact edges: 7309 forwards per sample (146.2 full runs)"
-    three = Plan(prompts, work_for(FAST, 50, 8), FAST, 50, 8)
+    three = Workload(prompts, work_for(FAST, 50, 8), FAST, 50, 8)
     assert three.cost(2) == (
         "fast edges: 246 forwards per sample (4.9 full runs), 738 for 3 samples, at most 408 on one of 2 ranks"
     )

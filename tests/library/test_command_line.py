@@ -13,7 +13,7 @@ import pytest
 
 from lemica.cli import main as frame
 from lemica.cli.main import COMMANDS, build_parser, main
-from lemica.errors import EXTRAS, KeptElsewhere, Refused, RefusedHere, refusing
+from lemica.errors import EXTRAS, NotMoved, Refused, RefusedHere, refusing
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "hyvideo", "diffusers", "matplotlib", "skimage", "imageio", "tqdm", "jinja2")
@@ -49,7 +49,7 @@ def test_a_refusal_is_one_line_with_exit_status_2(command, capsys, message):
 def test_a_file_that_is_kept_elsewhere_is_named_with_exit_status_1(command, capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit) as end:
-        command(KeptElsewhere("g.json cannot be written: the finished file is kept-g.json"))
+        command(NotMoved("g.json cannot be written: the finished file is kept-g.json"))
     assert end.value.code == 1
     line = "lemica fail: error: g.json cannot be written: the finished file is kept-g.json\n"
     assert capsys.readouterr() == ("", line)

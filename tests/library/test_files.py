@@ -15,7 +15,7 @@ from fake_runs import moving_disc, write_lossless
 
 from lemica import files
 from lemica.cli.main import main
-from lemica.errors import KeptElsewhere
+from lemica.errors import NotMoved
 from lemica.files import replacing, try_name, write_text
 from lemica.masks import Mask, read_mask, write_mask
 from lemica.planning.graph import read_graph, write_graph
@@ -234,7 +234,7 @@ def test_a_finished_file_is_kept_even_where_no_other_name_is_allowed(tmp_path, i
         raise OSError(1, "Operation not permitted")
 
     monkeypatch.setattr(files.os, "rename", refuse)
-    with pytest.raises(KeptElsewhere) as kept:
+    with pytest.raises(NotMoved) as kept:
         write_text(tmp_path / "mask.json", "whole")
     assert Path(str(kept.value).rpartition(" ")[2]).read_text() == "whole"
 

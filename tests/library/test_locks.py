@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from lemica.calibration import locks
-from lemica.calibration.calibrate import Plan, averaged, measure_unit
+from lemica.calibration.calibrate import Workload, averaged, measure_unit
 from lemica.calibration.checkpoints import Checkpoints, Unit, folder_for
 from lemica.calibration.edges import FAST, Errors, work_for
 from lemica.calibration.locks import Crew, Lock, is_held, wait_until_free
 from lemica.calibration.samples import Sample, read_samples
 from lemica.cli import calibrate
-from lemica.errors import KeptElsewhere, Refused, RefusedHere
+from lemica.errors import NotMoved, Refused, RefusedHere
 from lemica.masks import Target
 from lemica.planning.graph import edge_pairs, read_graph
 
@@ -36,8 +36,8 @@ def alone(value):
     return [value]
 
 
-def plan_of(samples: int = 2) -> Plan:
-    return Plan([Sample(str(number), 0) for number in range(samples)], work_for(FAST, N, D), FAST, N, D)
+def plan_of(samples: int = 2) -> Workload:
+    return Workload([Sample(str(number), 0) for number in range(samples)], work_for(FAST, N, D), FAST, N, D)
 
 
 def errors(factor: float = 1.0) -> Errors:
@@ -398,7 +398,7 @@ def test_a_graph_that_cannot_be_written_leaves_all_samples(tmp_path, checkpoints
         raise OSError(16, "Device or resource busy")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(KeptElsewhere) as kept:
+    with pytest.raises(NotMoved) as kept:
         write(checkpoints, tmp_path / "g.json")
     assert read_graph(str(kept.value).rpartition(" is ")[2]).samples == 2
     monkeypatch.setattr(os, "replace", replace)
