@@ -1,9 +1,10 @@
 """Run by test_compile.py with compilation on: prints, as JSON, what compiling the blocks did to a cached run.
 
-usage: compile_worker.py CHECKPOINT
+usage: compile_worker.py CHECKPOINT BACKEND
 """
 
 import dataclasses
+import functools
 import json
 import sys
 
@@ -57,8 +58,10 @@ def limits_reached():
     return [reason for kind in counters.values() for reason in kind if "recompile_limit" in str(reason)]
 
 
-def main(checkpoint):
+def main(checkpoint, backend):
     torch.set_num_threads(1)
+    # The same graphs whatever becomes of them; inductor takes ten times as long.
+    torch.compile = functools.partial(torch.compile, backend=backend)
     kit.initialize_sequence_parallel()
     # Outside of the graphs, as upstream's is, which would be compiled on its own.
     hunyuanvideo_1_5_transformer.parallel_attention = torch.compiler.disable(joint_attention)
