@@ -22,7 +22,9 @@ def test_compiled_blocks_agree_with_eager_ones_and_are_compiled_once_for_all_blo
     # More blocks than dynamo compiles a function for: if each took a graph of its own, the last would stay eager.
     checkpoint = write_checkpoint(tmp_path, ["480p_t2v"], TinyConfig(blocks=9, ideal_resolution="64p"))
     environment = clean_environment() | {"PYTHONPATH": str(REPOSITORY), "TORCHDYNAMO_DISABLE": "0"}
-    done = subprocess.run([sys.executable, WORKER, checkpoint, backend], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, WORKER, checkpoint, backend], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     run = json.loads(done.stdout.splitlines()[-1])
     assert run["blocks"] == 9

@@ -1,8 +1,10 @@
 """generate.py: what it refuses, what it writes, and that a run through the command line does what the pipeline does."""
 
+import ast
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,10 +13,11 @@ import imageio
 import numpy as np
 import pytest
 import torch
-from conftest import clean_environment
+from conftest import REPOSITORY, UPSTREAM, clean_environment
 from hyvideo.commons.infer_state import step_mask
 
 import generate
+from lemica.masks import Mask, Target, write_mask
 
 TINY_RUN = ["--sr", "false", "--video_length", "5", "--num_inference_steps", "4", "--aspect_ratio", "1:1"]
 LEMICA = ["--enable_cache", "true", "--cache_type", "lemica"]
@@ -443,3 +446,46 @@ def test_a_wrong_argument_is_answered_before_the_models_libraries_load(tree, com
     code = "import sys; sys.modules['diffusers'] = sys.modules['transformers'] = None; import generate; generate.main()"
     result = run(tree, command("--aspect_ratio", "16x9"), "-c", code)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint", "remedy"),
+    [
+        (["--lemica_mask", "of 9 steps"], "pass --num_inference_steps 9", ["--num_inference_steps", "9"]),
+        (["--lemica_mask", "of bfloat16"], "type --force_mask true", ["--force_mask", "true"]),
+        (["--cache_type", "deepcache", "--lemica_step", "3"], "needs --cache_type lemica", ["--cache_type", "lemica"]),
+        (["--lemica_step", "9"], "from 2 to the number of steps, 4", ["--lemica_step", "4"]),
+        (["--sparse_attn", "true", "--use_sageattn", "true"], "set one of them to false", ["--sparse_attn", "false"]),
+        (["--enable_step_distill", "true"], "does not go with", ["--enable_step_distill", "false"]),
+        (["--offloading", "false", "--group_offloading", "true"], "needs", ["--group_offloading", "false"]),
+    ],
+)
+def test_what_a_refusal_says_to_type_is_taken(command, capsys, tmp_path, wrong, hint, remedy):
+    masks = {
+        "of 9 steps": Mask((True, *(False,) * 7, True)).with_weights(generate.noise_levels(9, 5)),
+        "of bfloat16": Mask((True, False, False, True), weights=((), (1,), (1,), ()), target=Target(dtype="bfloat16")),
+    }
+    for name, mask in masks.items():
+        write_mask(mask, tmp_path / f"{name}.json")
+    words = [str(tmp_path / f"{word}.json") if word in masks else word for word in wrong]
+    refused = command(*LEMICA, "--lemica_step", "3", *words)
+    assert hint in refusal(refused, capsys)
+    generate.parse_arguments([*refused, *remedy])
+
+
+def test_every_option_that_a_message_names_exists():
+    options = set(generate.build_parser()._option_string_actions) | {"--nproc_per_node", "--force"}
+    for name in ("generate.py", "infer_state.py", "hunyuan_video_pipeline.py"):
+        nodes = ast.walk(ast.parse((REPOSITORY / name).read_text(encoding="utf-8")))
+        texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        assert {option for text in texts for option in re.findall(r"(?<![\w-])--[a-z]\w*", text)} <= options
+
+
+def test_without_the_kit_in_hyvideo_the_program_says_so_in_one_line(tmp_path):
+    shutil.copy(REPOSITORY / "generate.py", tmp_path)
+    environment = clean_environment() | {"PYTHONPATH": str(UPSTREAM.parent)}
+    program = [sys.executable, "generate.py", "--help"]
+    done = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "is upstream's: type scripts/install.sh TREE, then run generate.py in TREE" in done.stderr
+    assert done.stderr.count("\n") == 1
