@@ -20,7 +20,8 @@ import re
 import secrets
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -51,6 +52,7 @@ CACHE_TYPES = ("lemica", "deepcache", "teacache", "taylorcache")
 DEFAULT_NUM_STEPS = 50
 FRAMES_PER_SECOND = 24
 SECONDS_FOR_FIRST_RANK = 5
+SECONDS_FOR_ANOTHER_RUN = 5
 # Where imageio's default, H.264, does not fit the container.
 CODECS = {".webm": {"codec": "libvpx-vp9"}}
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".gif")
@@ -343,15 +345,14 @@ def check_output(args: argparse.Namespace) -> None:
     path = output_path(args)
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         raise ValueError(f"--output_path {path} must end with one of {' '.join(VIDEO_SUFFIXES)}")
-    if path.is_dir():
-        raise ValueError(f"--output_path {path} is a folder: give the name of a video file")
-    if path.exists() and not path.is_file():
+    parent = next(folder for folder in path.absolute().parents if os.path.exists(folder))
+    if os.path.exists(path) and not os.path.isfile(path):
         raise ValueError(f"--output_path {path} is no regular file: give the name of a video file")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
     longest = beside(path, f"_before_sr{path.suffix}")
     try:
-        for name in (path.name, longest.name):
-            try_name(parent / name)
+        with alone_in(parent):
+            for name in (path.name, longest.name):
+                try_name(parent / name)
         try_video(parent, path.suffix)
     except OSError as error:
         raise ValueError(f"--output_path {path} cannot be written in {parent}: {error.strerror or error}") from error
@@ -377,12 +378,17 @@ def try_video(folder: Path, suffix: str) -> None:
 
 def check_cache(args: argparse.Namespace, state: InferState) -> None:
     if state.uses_lemica:
-        mask = resolve_mask(state, run_target(args))
+        run = run_target(args)
+        mask = resolve_mask(state, run)
+        if difference := mask.target.difference(run):
+            rank0_log(f"the mask belongs to {difference}; it is used all the same, as --force_mask says", "WARNING")
         if state.lemica_mask is not None and args.lemica_step not in (None, mask.budget):
             rank0_log(f"the mask computes {mask.budget} steps, --lemica_step {args.lemica_step} or not", "WARNING")
         args.lemica_step = state.lemica_step = mask.budget
     elif state.enable_cache:
         check_other_cache(args)
+    elif given := lemica_flags(args):
+        raise ValueError(f"{given[0]} does nothing without --enable_cache true --cache_type lemica: add them")
 
 
 def check_other_cache(args: argparse.Namespace) -> None:
@@ -480,8 +486,6 @@ def warn_of_choices(args: argparse.Namespace) -> None:
         rank0_log(f"121 frames give the best quality; generating {args.video_length}", "WARNING")
     if not args.rewrite:
         rank0_log("prompt rewriting is off, which may cost quality", "WARNING")
-    if not args.enable_cache and (given := lemica_flags(args)):
-        rank0_log(f"every step is computed, {given[0]} or not: there is no --enable_cache true", "WARNING")
 
 
 def write_videos(args: argparse.Namespace, out, files: "RunFiles") -> None:
@@ -507,7 +511,8 @@ class RunFiles:
         # By final name: where a file stands that is written and checked.
         self.whole: dict[Path, Path] = {}
         endings = (path.suffix, "_lossless.mkv", f"_before_sr{path.suffix}", "_config.json")
-        self._at_start = {beside(path, ending): _identity(beside(path, ending)) for ending in endings}
+        with alone_in(path.parent):
+            self._at_start = {beside(path, ending): _identity(beside(path, ending)) for ending in endings}
 
     def write(self, path: Path, write, content, **options) -> None:
         """Have `write(content, partial name, **options)` make the file that shall be called `path`."""
@@ -522,20 +527,46 @@ class RunFiles:
             say(f"Not saved: {path} cannot be written ({error.strerror or error})", error=True)
 
     def move(self) -> None:
-        """Give every file its name. The config of an earlier run goes first: it must not stand beside a new video."""
+        """Give every file its name. What an earlier run put beside its video goes first: it is not of the new one."""
+        with alone_in(self.path.parent):
+            self._move()
+
+    def _move(self) -> None:
         foreign = [path for path, found in self._at_start.items() if _identity(path) != found]
-        config = beside(self.path, "_config.json")
+        companions = self._at_start.keys() - {self.path}
         for path, partial in self.whole.items():
             try:
                 if foreign:
                     raise FileExistsError(None, f"another run has written {foreign[0]} meanwhile")
                 if path == self.path:
-                    config.unlink(missing_ok=True)
+                    for companion in companions:
+                        companion.unlink(missing_ok=True)
                 os.replace(partial, path)
                 say(f"Saved {path}")
             except OSError as error:
                 self.all_saved = False
                 say(f"Kept as {partial}: it cannot be moved to {path} ({error.strerror or error})", error=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other runs from giving names in a folder: what this one has seen of it is so until it is done.
+
+    Where the system or the disk has no locks, or somebody else holds this one for long, it goes on without.
+    """
+    with ExitStack() as held:
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            descriptor = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, descriptor)
+            until = time.monotonic() + SECONDS_FOR_ANOTHER_RUN
+            while time.monotonic() < until:
+                with suppress(BlockingIOError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                time.sleep(0.01)
+        yield
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:

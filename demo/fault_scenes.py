@@ -38,7 +38,7 @@ def frames_of(path: Path, digest: str) -> str:
 
 
 def look(path: Path) -> str | None:
-    """What a file is: a video its pictures, a config its seed if the files beside it are its own, others their bytes."""
+    """What tells a file: a video its pictures, a config its seed if the files beside it are its own, others a sum."""
     if not path.is_file():
         return None
     content = path.read_bytes()
@@ -96,20 +96,24 @@ class Scene:
 
     def judge(self, run: int, folder: Path, status: int) -> Iterator[tuple[str, str]]:
         """What is wrong in the folder after a run with this exit status: kinds of COLUMNS, and what it is."""
-        goal = self.goal(run)
+        goal, videos = self.goal(run), {}
         for name in self.before.keys() | goal.keys():
             found = look(folder / name)
+            if found and name.endswith((".mp4", ".mkv")):
+                videos[name] = found
             if status == 0 and found != goal.get(name):
                 yield "wrongly saved", f"{name}: exit status 0"
             allowed = {self.before.get(name), *(each.get(name) for each in self.after)}
-            # A config goes before its video is replaced.
-            if found not in allowed and not (found is None and name.endswith("_config.json")):
+            # They go before their video is replaced.
+            if found not in allowed and not (found is None and name.endswith(("_config.json", "_lossless.mkv"))):
                 yield "half" if found else "lost", f"{name}: {found}"
+        if not any(videos.items() <= state.items() for state in (self.before, *self.after)):
+            yield "half", "a video beside another run's lossless copy"
         yield from self.broken_promises(run, folder)
 
     def broken_promises(self, run: int, folder: Path) -> Iterator[tuple[str, str]]:
         goal = self.goal(run)
-        for word, path in PROMISE.findall(log_of(run, folder).read_text(errors="replace")):
+        for word, path in PROMISE.findall(printed(run, folder)):
             own = goal.get(Path(path).name) or next(look for name, look in goal.items() if name[-4:] == path[-4:])
             kept_config = word == "Kept as " and path.endswith(".json")
             if not Path(path).is_file() or (look(Path(path)) != own and not kept_config):
@@ -120,8 +124,7 @@ class Unnamed(Scene):
     """Runs without --output_path: their files are known by what they print."""
 
     def judge(self, run: int, folder: Path, status: int) -> Iterator[tuple[str, str]]:
-        printed = log_of(run, folder).read_text(errors="replace")
-        if status == 0 and printed.count("\nSaved ") != len(self.goal(run)):
+        if status == 0 and printed(run, folder).count("\nSaved ") != len(self.goal(run)):
             yield "wrongly saved", "exit status 0 without all files"
         yield from self.broken_promises(run, folder)
 
@@ -129,6 +132,12 @@ class Unnamed(Scene):
 def log_of(run: int, folder: Path) -> Path:
     """What a run prints; not in its folder, which may be full."""
     return folder.with_name(f"{folder.name}_{run}.log")
+
+
+def printed(run: int, folder: Path) -> str:
+    """Nothing, where it was killed before it began."""
+    log = log_of(run, folder)
+    return log.read_text(errors="replace") if log.exists() else ""
 
 
 def _work(words: list[str], folder: Path, log: Path, limit: int | None) -> NoReturn:
@@ -154,15 +163,17 @@ def _work(words: list[str], folder: Path, log: Path, limit: int | None) -> NoRet
 def _command(words: list[str]) -> None:
     if words[0] not in ("generate.py", "lemica"):
         os.execv(words[0], words)
-    import generate
-    import hyvideo
-    from lemica.cli.main import main as lemica
-
-    # Chosen when hyvideo is imported, which here all have in common.
-    os.environ["MASTER_PORT"], sys.argv = str(hyvideo.find_free_port()), words
+    if "hyvideo" in sys.modules:
+        # Chosen when it is imported, which here all have in common.
+        os.environ["MASTER_PORT"] = str(sys.modules["hyvideo"].find_free_port())
+    sys.argv = words
     if words[0] == "lemica":
+        from lemica.cli.main import main as lemica
+
         lemica(words[1:])
     else:
+        import generate
+
         generate.main()
 
 
@@ -190,7 +201,7 @@ def made(place: Path, words: Sequence[str], start: Path | None = None, runs: Seq
     scene = Scene("", tuple(words), place, (place,) * SEEDS)
     for run in runs:
         if ended(scene.begin(run, place)) != 0:
-            raise RuntimeError(log_of(run, place).read_text(errors="replace"))
+            raise RuntimeError(printed(run, place))
     return place
 
 

@@ -24,17 +24,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from demo import fault_scenes as scenes
-from demo.fault_scenes import REPOSITORY, Scene, ended, log_of, look, looks
-
+from demo.fault_scenes import REPOSITORY, Scene, ended, log_of, looks
 
 RESULT = REPOSITORY / "assets" / "measurements" / "faults.json"
-COLUMNS = ("runs", "cut short", "lost", "half", "wrongly saved")
+FAULTS = ("lost", "half", "wrongly saved")
+COLUMNS = ("runs", "cut short", "left over", *FAULTS)
 PAGE, CROWD = 4096, 8
 # Imported before the first fork; lemica imports these when it needs them.
 NEEDED = (
     *("imageio.v2", "skimage.metrics", "jinja2", "tqdm", "hyvideo.pipelines.hunyuan_video_pipeline", "generate"),
     *("lemica.cli.main", "lemica.report.page", "lemica.calibration.calibrate", "lemica.calibration.replays"),
 )
+
+
+def sizes_in(folder: Path) -> list[int]:
+    return [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
 
 
 class Campaign:
@@ -96,10 +100,7 @@ class Campaign:
     @contextmanager
     def _small_disk(self, scene: Scene, share: float) -> Iterator[tuple[Path, int | None]]:
         """A folder with room for this share of the goal: on a disk in memory, or else by a limit on files' sizes."""
-        held, wanted = (
-            [path.stat().st_size for path in each.rglob("*") if path.is_file()]
-            for each in (scene.start, scene.goals[0])
-        )
+        held, wanted = (sizes_in(each) for each in (scene.start, scene.goals[0]))
         pages = [sum(-(-size // PAGE) for size in sizes) for sizes in (held, wanted)]
         place = self.place(scene)
         if os.geteuid():
@@ -129,6 +130,7 @@ class Campaign:
             row.update({"runs": 1, "cut short": int(status != 0)})
             for kind, what in scene.judge(run, place, status):
                 self._found(row, scene, kind, what, run, place)
+        row["left over"] += any(scenes.LEFTOVER.search(str(path.relative_to(place))) for path in place.rglob("*"))
         return row
 
     def _found(self, row: Counter, scene: Scene, kind: str, what: str, run: int, place: Path) -> None:
@@ -164,6 +166,13 @@ def run_all(folder: Path, runs: int, seed: int) -> dict[str, Counter]:
     return campaign.rows
 
 
+def as_text(result: dict) -> str:
+    """JSON with a line for every row."""
+    rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in result["rows"].items())
+    head = "".join(f' "{name}": {value},\n' for name, value in result.items() if name != "rows")
+    return f'{{\n{head} "rows": {{\n{rows}\n }}\n}}\n'
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; exit status 1 if a fault is found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -173,9 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     begin, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="faults_")).resolve()
     with ready_to_fork():
         rows = run_all(folder, args.runs, args.seed)
-    found = any(row[kind] for row in rows.values() for kind in COLUMNS[2:])
+    found = any(row[kind] for row in rows.values() for kind in FAULTS)
     result = {"seed": args.seed, "minutes": round((time.monotonic() - begin) / 60, 1), "rows": rows}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    RESULT.write_text(as_text(result))
     # What was found can be looked at.
     if not found:
         shutil.rmtree(folder)

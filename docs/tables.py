@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 
 from benchmarks import counts, gpu, steps
 from demo.calibrations import CALIBRATIONS, GRAPHS, TIMES, calibration
+from demo.faults import COLUMNS
 from demo.results import Row, budget_table, full_table, merged, rows_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -128,6 +129,14 @@ def gpu_steps() -> Iterator[str]:
     return gpu.table(_named("gpu.json"))
 
 
+def faults() -> Iterator[str]:
+    """What demo/faults.py did and found."""
+    yield f"| | {' | '.join(COLUMNS)} |"
+    yield "|---|" + "---|" * len(COLUMNS)
+    for name, row in _named("faults.json").get("rows", {}).items():
+        yield f"| {name} | {' | '.join(str(row[column]) for column in COLUMNS)} |"
+
+
 TABLES: dict[str, Callable[[], Iterable[str]]] = {
     "readme": readme,
     "quality_t2v": partial(quality, "t2v"),
@@ -141,6 +150,7 @@ TABLES: dict[str, Callable[[], Iterable[str]]] = {
     "steps": step_costs,
     "counts": step_counts,
     "gpu": gpu_steps,
+    "faults": faults,
 }
 
 

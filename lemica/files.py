@@ -7,14 +7,16 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from lemica.errors import NotMoved
 
 # Bytes in a file's name, where the disk does not say.
 _NAME_MAX = 255
+_SECONDS_FOR_OTHERS = 5
 
 
 @contextmanager
@@ -76,7 +78,7 @@ def try_name(path: str | os.PathLike) -> None:
         return
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
+    with _alone_in(target.parent), suppress(FileExistsError):
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         target.unlink()
         return
@@ -181,7 +183,8 @@ def _to_disk(temporary: Path, target: Path) -> None:
 
 def _move(temporary: Path, target: Path) -> None:
     try:
-        os.replace(temporary, target)
+        with _alone_in(target.parent):
+            os.replace(temporary, target)
     except OSError as error:
         if not temporary.is_file():
             raise
@@ -189,6 +192,27 @@ def _move(temporary: Path, target: Path) -> None:
         raise NotMoved(
             f"{target} cannot be written ({error.strerror or error}): the finished file is {kept}"
         ) from error
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep others from giving names in a folder: a name that is only tried must not take away a file that came to it.
+
+    Where the system or the disk has no locks, or somebody else holds this one for long, it goes on without.
+    """
+    with ExitStack() as held:
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            descriptor = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, descriptor)
+            until = time.monotonic() + _SECONDS_FOR_OTHERS
+            while time.monotonic() < until:
+                with suppress(BlockingIOError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                time.sleep(0.01)
+        yield
 
 
 def _visible(temporary: Path, target: Path) -> Path:

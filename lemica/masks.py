@@ -67,7 +67,8 @@ class Target:
         for name in ("model", "config", "dtype"):
             mine, its = getattr(self, name), getattr(run, name)
             if None not in (mine, its) and mine != its:
-                return f"{name} {mine}, this run has {its}"
+                what = "transformer/config.json of digest" if name == "config" else name
+                return f"{what} {mine}, this run has {its}"
         if None not in (self.sigmas, run.sigmas) and not _close(self.sigmas, run.sigmas):
             return "other noise levels: this run has another flow shift or number of steps"
         return None
@@ -305,10 +306,14 @@ def _read_1(content: dict, steps: StepMask) -> Mask:
     forecast = content.get("forecast", "hold")
     if forecast not in list(names):
         raise ValueError(f"forecast {forecast!r:.60} has no weights in it: plan the mask again with lemica plan")
-    model = content.get("model")
+    model, reuse = content.get("model"), content.get("reuse", "residual")
+    if reuse not in KEPT:
+        raise ValueError(
+            f"it reuses {reuse!r:.60}, which is not supported any more: plan the mask again with lemica plan"
+        )
     return Mask(
         steps,
-        kept=str(content.get("reuse", "residual")),
+        kept=reuse,
         weights=_weights_from(content) if forecast == "fitted" else None,
         rule=names[forecast],
         made_by=str(content.get("origin", "")),

@@ -196,6 +196,8 @@ def _parse(content: bytes) -> ErrorGraph:
     found = document.get("format") if isinstance(document, dict) else None
     if found == OLD_FORMAT:
         return _graph_from(_renewed(document))
+    if str(found).startswith("lemica-mask/"):
+        raise ValueError("this is a mask; give the error graph that it was planned on")
     if found != FORMAT:
         raise ValueError(f"format is {found!r:.60}, want {FORMAT!r}; {_REMEDY}")
     return _graph_from(document)

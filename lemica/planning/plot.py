@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
@@ -96,4 +97,6 @@ def draw_path(axes: Axes, name: str, mask: Mask, graph: ErrorGraph) -> None:
     """
     refuse_other_steps(name, mask, graph)
     starts, gaps = zip(*((i, j - i) for i, j in pairwise(mask.computed_steps)), strict=True)
-    axes.plot(starts, gaps, marker="o", markersize=3, linewidth=1, label=name + other_target(mask.target, graph.target))
+    outlined = [withStroke(linewidth=3, foreground="white")]
+    label = name + other_target(mask.target, graph.target)
+    axes.plot(starts, gaps, marker="o", markersize=3, linewidth=1, label=label, path_effects=outlined)

@@ -22,7 +22,11 @@ from lemica.errors import Refused, require
 from lemica.quality.configs import LOSSLESS_SUFFIX, config_beside
 from lemica.streams import Unfailing
 
-HOW_TO_GET_LPIPS = "pip install lpips torchvision && python -c 'import lpips; lpips.LPIPS(net=\"alex\")'"
+# With its dependencies it would bring another torch.
+HOW_TO_GET_LPIPS = (
+    "pip install --no-deps lpips && python -c 'import lpips; lpips.LPIPS(net=\"alex\")', beside the torchvision of "
+    "your torch"
+)
 
 Frame = np.ndarray
 Metric = Callable[[Frame, Frame], float]

@@ -149,7 +149,7 @@ def test_without_a_mask_kept_tensor_and_rule_can_be_chosen(command):
     ("changes", "fault"),
     [
         ({"model": "720p_t2v"}, "model 720p_t2v, this run has 480p_t2v"),
-        ({"config": "0123456789abcdef"}, "config 0123456789abcdef, this run has"),
+        ({"config": "0123456789abcdef"}, "transformer/config.json of digest 0123456789abcdef, this run has"),
         ({"dtype": "bfloat16"}, "dtype bfloat16, this run has float32"),
         ({"sigmas": [1, 0.9, 0.8, 0.5, 0]}, "other noise levels: this run has another flow shift"),
     ],

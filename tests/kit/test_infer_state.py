@@ -110,7 +110,7 @@ def test_a_mask_for_another_step_count_is_refused(force):
     ("target", "difference"),
     [
         (Target(model="720p_t2v"), "model 720p_t2v, this run has 480p_t2v"),
-        (Target(config="another"), "config another, this run has a digest"),
+        (Target(config="another"), "transformer/config.json of digest another, this run has a digest"),
         (Target(dtype="float32"), "dtype float32, this run has bfloat16"),
         (Target(sigmas=(1.0, 0.95, 0.9, 0.8, 0.6, 0.3, 0.0)), "other noise levels: this run has another flow shift"),
     ],

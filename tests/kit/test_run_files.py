@@ -1,5 +1,6 @@
 """The files of a run: whole and checked before they take their names, never lost, never another run's."""
 
+import fcntl
 import io
 import json
 import os
@@ -108,6 +109,42 @@ def test_another_runs_file_is_never_replaced(tmp_path, capsys):
     assert "another run" in capsys.readouterr().err
 
 
+def test_of_runs_that_end_together_one_looks_after_the_other_has_moved(tmp_path, monkeypatch):
+    """What keeps them apart is held while files take names, and let go after that."""
+    path, replace, is_free = tmp_path / "video.mp4", os.replace, []
+    monkeypatch.setattr(os, "replace", lambda *names: is_free.append(can_lock(tmp_path)) or replace(*names))
+    assert save(path).all_saved
+    assert is_free == [False]
+    assert can_lock(tmp_path)
+
+
+def test_a_name_is_not_tried_while_another_run_gives_it_to_its_video(tmp_path, monkeypatch):
+    """To try a name is to make a file and to remove it: the removed one must not be the other run's."""
+    is_free = []
+    monkeypatch.setattr(generate, "try_name", lambda _: is_free.append(can_lock(tmp_path)))
+    arguments = ["--prompt", "p", "--resolution", "480p", "--model_path", "m"]
+    args = generate.build_parser().parse_args([*arguments, "--output_path", str(tmp_path / "video.mp4")])
+    generate.check_output(args)
+    assert is_free == [False, False]
+
+
+def can_lock(folder) -> bool:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def test_a_folder_that_somebody_else_holds_costs_no_video(tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "SECONDS_FOR_ANOTHER_RUN", 0.01)
+    with generate.alone_in(tmp_path):
+        assert save(tmp_path / "video.mp4").all_saved
+
+
 def test_a_file_that_was_there_before_the_run_is_replaced_and_a_link_is_followed(tmp_path):
     (tmp_path / "real.mp4").write_text("old")
     (tmp_path / "link.mp4").symlink_to("real.mp4")
@@ -136,6 +173,15 @@ def test_an_old_config_never_stands_beside_a_new_video(tmp_path, monkeypatch):
         files.move()
     assert count_frames(path) == 5
     assert not beside(path, "_config.json").exists()
+
+
+def test_an_old_lossless_copy_never_stands_beside_a_new_video(tmp_path):
+    """Without a config nothing would say that it is of another run."""
+    path = tmp_path / "video.mp4"
+    for ending in ("_lossless.mkv", "_before_sr.mp4", "_config.json"):
+        beside(path, ending).write_text("of an earlier run")
+    assert save(path).all_saved
+    assert names(tmp_path) == ["video.mp4"]
 
 
 def test_temporary_names_are_short_and_never_shared(tmp_path):

@@ -1,5 +1,6 @@
 """Files are whole or not there, nothing finished is lost, and what is no regular file is written into."""
 
+import fcntl
 import json
 import os
 import stat
@@ -363,3 +364,29 @@ def test_a_name_that_the_locale_cannot_show_costs_no_mask(tmp_path, graph):
     done = plan(graph, output, env=environment, text=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert read_mask(output).budget == 5
+
+
+def test_a_name_that_is_tried_never_takes_away_a_file_that_came_to_it(tmp_path, monkeypatch):
+    """It is made and removed while nobody else gives names in the folder; so are files moved."""
+    path, is_held = tmp_path / "graph.json", []
+
+    def noting(act):
+        return lambda *names: is_held.append(others_must_wait(tmp_path)) or act(*names)
+
+    monkeypatch.setattr(Path, "unlink", noting(Path.unlink))
+    try_name(path)
+    monkeypatch.setattr(os, "replace", noting(os.replace))
+    write_text(path, "a graph")
+    assert is_held == [True, True]
+    assert not others_must_wait(tmp_path)
+
+
+def others_must_wait(folder: Path) -> bool:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

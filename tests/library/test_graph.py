@@ -143,7 +143,7 @@ REFUSALS = {
     "not JSON": ("{", r"not JSON \("),
     "not a graph": ([1, 2], "format is None, want 'lemica-graph/2'"),
     "no format": ({}, "format is None"),
-    "a mask": (document(format="lemica-mask/1"), "format is 'lemica-mask/1', want 'lemica-graph/2'"),
+    "a mask": (document(format="lemica-mask/1"), "this is a mask; give the error graph that it was planned on"),
     "no samples": ({k: v for k, v in document().items() if k != "samples"}, "key 'samples' is missing"),
     "no target": ({k: v for k, v in document().items() if k != "target"}, "key 'target' is missing"),
     "target of a list": (document(target=[1]), '"target" must hold "model", "config", "sigmas" and "dtype"'),

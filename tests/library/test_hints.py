@@ -19,8 +19,8 @@ from lemica.quality.metrics import HOW_TO_GET_LPIPS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCES = sorted((REPOSITORY / "lemica").rglob("*.py"))
-# Of python and torchrun, not of ours.
-OTHERS = {"--help", "--nproc_per_node"}
+# Of python, torchrun and pip (--no-deps), not of ours.
+OTHERS = {"--help", "--nproc_per_node", "--no"}
 
 
 def texts(path: Path) -> list[str]:

@@ -344,7 +344,7 @@ def test_refusals_are_one_line_that_says_what_to_type(graph, calibrated, tmp_pat
     assert "choose a budget from 3 to 9" in refused("plan", calibrated, "--budget", "2")
     several = refused("plan", calibrated, "--budget", "5", "6", "-o", "m.json")
     assert "-o m.json would be written 2 times: put {budget} into it" in several
-    assert "write the graph again with lemica calibrate" in refused("plan", mask, "--budget", "5")
+    assert "this is a mask; give the error graph" in refused("plan", mask, "--budget", "5")
     assert "or plan with --forecast hold" in refused("plan", graph, "--budget", "5")
     history = ("--forecast", "damped", "--history", 3)
     assert "leave out --history, or type --forecast fitted" in refused("plan", calibrated, "--budget", "5", *history)

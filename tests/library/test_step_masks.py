@@ -126,7 +126,7 @@ def test_parts_that_do_not_fit_each_other_are_refused_in_one_line(changes, fault
     [
         ({}, None),
         ({"model": "720p_t2v"}, "model 480p_t2v, this run has 720p_t2v"),
-        ({"config": "f" * 16}, f"config 0123456789abcdef, this run has {'f' * 16}"),
+        ({"config": "f" * 16}, f"transformer/config.json of digest 0123456789abcdef, this run has {'f' * 16}"),
         ({"dtype": "float32"}, "dtype bfloat16, this run has float32"),
         ({"sigmas": SIGMAS[1:]}, "other noise levels"),
         ({"sigmas": (*SIGMAS[:3], 0.61, *SIGMAS[4:])}, "other noise levels"),
@@ -199,8 +199,8 @@ FAULTS = [
     ({"budget": 4}, "3 steps are computed"),
 ]
 FAULTS_OF_VERSION_1 = [
-    ({"reuse": "noise"}, "must be one of residual, velocity"),
-    ({"reuse": "output"}, "must be one of residual, velocity"),
+    ({"reuse": "noise"}, "it reuses 'noise', which is not supported any more: plan the mask again"),
+    ({"reuse": "output"}, "it reuses 'output', which is not supported any more: plan the mask again"),
     ({"forecast": ["hold"]}, "has no weights in it"),
     ({"forecast": "fitted"}, NO_LIST_OF_LISTS),
 ]
