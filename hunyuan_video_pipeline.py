@@ -376,6 +376,12 @@ class DenoiseInputs:
     transformer_kwargs: dict[str, Any]
     step_kwargs: dict[str, Any]
 
+    def __post_init__(self):
+        if self.mask.weights is None or self.mask.num_steps < len(self.timesteps):
+            raise ValueError(
+                f"the mask must have weights (with_weights) for the {len(self.timesteps)} steps of the sampler"
+            )
+
 
 class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
     """Text- and image-to-video generation with HunyuanVideo-1.5; see ``__call__``."""

@@ -159,6 +159,13 @@ def test_a_mask_for_another_step_count_is_refused_before_anything_is_encoded(loa
         generate(pipe, STEPS, num_inference_steps=7)
 
 
+@pytest.mark.parametrize("mask", [Mask((True, False, True)), Mask((True, False, True)).with_weights(())])
+def test_the_loop_refuses_a_mask_without_weights_or_for_another_number_of_steps(load_pipeline, mask):
+    inputs = prepared(load_pipeline("480p_t2v"))
+    with pytest.raises(ValueError, match=f"the mask must have weights .* for the {len(inputs.timesteps)} steps"):
+        dataclasses.replace(inputs, mask=mask)
+
+
 def test_a_missing_super_resolution_model_is_noticed_before_any_step(load_pipeline):
     pipe = load_pipeline("480p_t2v")
     with Trace().watching(pipe.transformer) as trace, pytest.raises(ValueError, match="no super-resolution model"):
