@@ -46,7 +46,7 @@ def tree() -> Path:
     return TREE
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def exact_numbers():
     """One thread, on which CPU runs are bit-reproducible, and upstream's parallel state for a single process."""
     import torch
