@@ -33,14 +33,12 @@ KEPT = ("residual", "velocity")
 MAX_WEIGHT_SUM = 8
 
 # Computed steps of the released masks, by budget. Source: the LeMiCa authors' HunyuanVideo-1.5 release, 50 steps.
-RELEASED_NUM_STEPS = 50
 RELEASED_STEPS = {
     25: (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 17, 19, 21, 24, 28, 33, 39, 45, 48, 49),
     20: (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 15, 18, 22, 28, 36, 44, 49),
     15: (0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 25, 33, 41, 49),
     10: (0, 1, 3, 5, 9, 17, 25, 33, 41, 49),
 }
-RELEASED_MAX_GAP = 8
 
 StepMask = tuple[bool, ...]
 Weights = tuple[tuple[float, ...], ...]
@@ -194,56 +192,72 @@ def kept_steps(mask: Mask) -> StepMask:
     return mask_of(sorted(read), mask.num_steps)
 
 
-def is_released(budget: int, num_steps: int) -> bool:
-    """Whether ``step_mask(budget, num_steps)`` is one of the authors' masks rather than a derived one."""
-    return num_steps == RELEASED_NUM_STEPS and budget in RELEASED_STEPS
+@dataclass(frozen=True)
+class ReleasedMasks:
+    """The masks that the authors released for a model: the computed steps of `num_steps` steps, by budget."""
+
+    num_steps: int
+    steps: dict[int, tuple[int, ...]]
+
+    @property
+    def max_gap(self) -> int:
+        return max(b - a for steps in self.steps.values() for a, b in pairwise(steps))
 
 
-def step_mask(budget: int, num_steps: int) -> StepMask:
+RELEASED = ReleasedMasks(50, RELEASED_STEPS)
+
+
+def is_released(budget: int, num_steps: int, released: ReleasedMasks = RELEASED) -> bool:
+    """Whether ``step_mask`` of the same arguments is one of the authors' masks rather than a derived one."""
+    return num_steps == released.num_steps and budget in released.steps
+
+
+def step_mask(budget: int, num_steps: int, released: ReleasedMasks = RELEASED) -> StepMask:
     """The step mask with exactly `budget` computed steps of `num_steps`; step 0 and the last are always computed.
 
-    At 50 steps, budgets 25, 20, 15 and 10 give the released masks to the letter. Every other mask is derived: the
-    released masks are read as densities of computed steps along the normalised step axis, densities of neighbouring
-    budgets are mixed linearly, and the mixture is inverted at whole counts. It follows that for every `num_steps`
-    the masks of `budget` and `budget` + 1 interlace (no prefix and no suffix loses a computed step when the budget
-    grows) and that no gap exceeds ceil(max(8 / 49, 1 / (budget - 1)) * (num_steps - 1)): the longest released gap
-    as a share of the trajectory, or the even spacing where the budget is too small for it.
+    At the released number of steps, released budgets give the released masks to the letter. Every other mask is
+    derived: the released masks are read as densities of computed steps along the normalised step axis, densities of
+    neighbouring budgets are mixed linearly, and the mixture is inverted at whole counts. It follows that for every
+    `num_steps` no gap exceeds ceil(max(G / (S - 1), 1 / (budget - 1)) * (num_steps - 1)), with G = `released.max_gap`
+    and S = `released.num_steps`: the longest released gap as a share of the trajectory, or the even spacing where the
+    budget is too small for it. The masks of `budget` and `budget` + 1 interlace (no prefix and no suffix loses a
+    computed step when the budget grows) where the released ones do, as HunyuanVideo-1.5's.
 
     Raises ValueError if `budget` is not in 2..num_steps (1 for a single step).
     """
     if num_steps < 1 or not min(2, num_steps) <= budget <= num_steps:
         raise ValueError(f"lemica_step must be from 2 to the number of steps, {num_steps}; got {budget}")
-    return mask_of(_derived_steps(budget, num_steps), num_steps)
+    return mask_of(_derived_steps(budget, num_steps, released), num_steps)
 
 
-def _derived_steps(budget: int, num_steps: int) -> list[int]:
+def _derived_steps(budget: int, num_steps: int, released: ReleasedMasks) -> list[int]:
     """Computed steps of a mask, in exact arithmetic so that rounding cannot merge two of them."""
     if num_steps == 1:
         return [0]
-    scale = Fraction(RELEASED_NUM_STEPS - 1, num_steps - 1)
-    counts = list(accumulate(_density((budget - 1) * scale, scale), initial=Fraction(0)))
+    scale = Fraction(released.num_steps - 1, num_steps - 1)
+    counts = list(accumulate(_density((budget - 1) * scale, scale, released), initial=Fraction(0)))
     return [math.floor(_invert(counts, k * scale) / scale + Fraction(1, 2)) for k in range(budget)]
 
 
-def _density(total: Fraction, scale: Fraction) -> list[Fraction]:
-    """Computed steps per step on each of the 49 intervals of the released axis, with sum `total`.
+def _density(total: Fraction, scale: Fraction, released: ReleasedMasks) -> list[Fraction]:
+    """Computed steps per step on each interval of the released axis, with sum `total`.
 
     Mixed from two neighbouring anchors: the even spacing at the longest released gap, the released masks with that
     gap as their sparsest place, and every step computed. Below the first anchor the spacing stays even.
     """
-    intervals = RELEASED_NUM_STEPS - 1
-    sparsest = min(scale / RELEASED_MAX_GAP, Fraction(1))
+    intervals = released.num_steps - 1
+    sparsest = min(scale / released.max_gap, Fraction(1))
     if total <= sparsest * intervals:
         return [total / intervals] * intervals
-    released = ([max(d, sparsest) for d in _released_density(budget)] for budget in sorted(RELEASED_STEPS))
-    anchors = [[sparsest] * intervals, *released, [Fraction(1)] * intervals]
+    between = ([max(d, sparsest) for d in _density_of(steps)] for _, steps in sorted(released.steps.items()))
+    anchors = [[sparsest] * intervals, *between, [Fraction(1)] * intervals]
     low, high = next((a, b) for a, b in pairwise(anchors) if total <= sum(b))
     share = (total - sum(low)) / (sum(high) - sum(low))
     return [(1 - share) * a + share * b for a, b in zip(low, high, strict=True)]
 
 
-def _released_density(budget: int) -> list[Fraction]:
-    return [Fraction(1, b - a) for a, b in pairwise(RELEASED_STEPS[budget]) for _ in range(b - a)]
+def _density_of(steps: Sequence[int]) -> list[Fraction]:
+    return [Fraction(1, b - a) for a, b in pairwise(steps) for _ in range(b - a)]
 
 
 def _invert(counts: list[Fraction], target: Fraction) -> Fraction:

@@ -1,23 +1,49 @@
-"""Calibrate: measure every sample, on all ranks, with what is done kept on disk; then average.
+"""Calibrate: measure every sample, on all ranks, with what is done kept on disk; then average and write the graph.
+
+What is calibrated is a ``Model``: HunyuanVideo-1.5 with the kit (hunyuan.py), or any diffusers pipeline (pipelines.py).
 
 Under torchrun every rank holds the whole model and works alone on samples of its own, or on a part of one where there
 are more ranks than samples left.
 """
 
+import importlib.metadata
+import os
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-from lemica.calibration.checkpoints import Checkpoints, Unit, units_of_rank
+from lemica.calibration.checkpoints import Checkpoints, Unit, folder_for, units_of_rank
 from lemica.calibration.edges import Work, sample_graph
-from lemica.calibration.hunyuan import HunyuanVideo
-from lemica.calibration.locks import Crew
-from lemica.calibration.samples import Sample
-from lemica.errors import Refused, RefusedHere, in_words
-from lemica.planning.graph import ErrorGraph, merge_graphs
+from lemica.calibration.locks import Crew, Exchange
+from lemica.errors import Refused, RefusedHere, in_words, refusing
+from lemica.files import try_name
+from lemica.masks import Target
+from lemica.planning.graph import ErrorGraph, merge_graphs, write_graph
 from lemica.planning.paths import feasible_budgets
-from lemica.streams import Unfailing, tell
+from lemica.streams import Unfailing, say, tell
+
+if TYPE_CHECKING:
+    from lemica.calibration.replays import Sampling
+
+
+class Model(Protocol):
+    """What can be calibrated."""
+
+    def prepare(self, sample: Any) -> "tuple[Sampling, Target]":
+        """What denoises one sample, its texts and images encoded, and what it belongs to."""
+
+    def on_device(self) -> AbstractContextManager:
+        """Around the replays of a sample: the denoiser need not be moved between them."""
+
+    def ranks_together(self) -> AbstractContextManager[tuple[int, int, Exchange]]:
+        """This rank, the number of ranks, and how they exchange values; all ranks leave together.
+
+        From then on each works alone. So all have read what is done before one adds to it, and no collective can time
+        out while one rank waits for another that has hours of work left.
+        """
 
 
 @dataclass(frozen=True)
@@ -25,13 +51,13 @@ class Workload:
     """What a calibration measures: all replays of `work` on every sample.
 
     Args:
-        samples: prompts with their seeds.
+        samples: what the model prepares.
         work: the replays of one sample.
         mode: "fast" or "exact" edges.
         num_steps, max_gap: denoising steps N, and the longest gap D.
     """
 
-    samples: list[Sample]
+    samples: Sequence[Any]
     work: Work
     mode: str
     num_steps: int
@@ -58,8 +84,66 @@ class Workload:
         return self.work.part(unit.part, unit.parts)
 
 
+def calibrate_to(
+    output: Path, plan: Workload, model: Model, settings: dict[str, Any], show_progress: bool = True
+) -> None:
+    """Measure on this rank; rank 0 writes the graph once all are done.
+
+    Args:
+        output: the graph's file; what is unfinished is kept in a folder beside it, from which the same call goes on.
+        settings: what decides the numbers: other ones do not go on from that folder.
+        show_progress: print the cost and where the graph is, and show a progress bar.
+
+    Raises Refused where `output` is there already, where another calibration is at work on it, and where ranks are
+    gone.
+    """
+    refuse_output(output)
+    with ExitStack() as at_work:
+        with model.ranks_together() as (rank, world_size, exchange):
+            crew = Crew(folder_for(output), rank, world_size)
+            at_work.enter_context(crew.at_work(exchange))
+            # Again, because the one that was at work until now may have written it.
+            refuse_output(output)
+            with refusing(OSError):
+                checkpoints = Checkpoints(output, settings)
+            units = [unit for unit in units_of_rank(len(plan.samples), world_size, rank) if not checkpoints.has(unit)]
+        shown = show_progress and rank == 0
+        if rank == 0:
+            # By one rank, and after the others have looked: for a moment there is a file of that name.
+            with refusing(OSError):
+                try_name(output)
+        if shown:
+            kept = f"unfinished work is kept in {checkpoints.folder}: after an interruption the same command goes on"
+            tell(plan.cost(world_size), kept)
+        if units:
+            measure_units(plan, model, units, checkpoints, shown)
+        if rank == 0:
+            graph = write_averaged(plan, checkpoints, crew, output)
+            if shown:
+                say(f"{output}: {len(plan.samples)} samples; next: {next_command(graph, output)}")
+
+
+def write_averaged(plan: Workload, checkpoints: Checkpoints, crew: Crew, output: Path) -> ErrorGraph:
+    """Write the mean graph of all samples, and remove what was kept of them."""
+    graph = averaged(plan, checkpoints, crew)
+    kept = f"; all samples are kept in {checkpoints.folder}: type the same command again once that is mended"
+    refuse_output(output, kept)
+    with refusing(OSError, hint=kept):
+        write_graph(graph, output)
+    checkpoints.remove()
+    return graph
+
+
+def refuse_output(output: Path, hint: str = "") -> None:
+    """Raises Refused, in one line that ends with `hint`, where there is something already."""
+    if os.path.exists(output) and not os.path.isfile(output):
+        raise Refused(f"--output {output} is no file: name a file, beside which unfinished work can be kept")
+    if os.path.exists(output):
+        raise Refused(f"--output {output} is there already: give another name, or delete it first{hint}")
+
+
 def measure_units(
-    plan: Workload, model: HunyuanVideo, units: list[Unit], checkpoints: Checkpoints, show_progress: bool
+    plan: Workload, model: Model, units: list[Unit], checkpoints: Checkpoints, show_progress: bool
 ) -> None:
     """Measure this rank's units; each is on disk as soon as it is done."""
     from tqdm import tqdm
@@ -72,13 +156,14 @@ def measure_units(
 
 
 def measure_unit(
-    plan: Workload, model: HunyuanVideo, unit: Unit, checkpoints: Checkpoints, on_forward: Callable[[], None]
+    plan: Workload, model: Model, unit: Unit, checkpoints: Checkpoints, on_forward: Callable[[], None]
 ) -> None:
     from lemica.calibration.replays import measure
 
-    run, target = model.prepare(plan.samples[unit.sample])
+    sampling, target = model.prepare(plan.samples[unit.sample])
     with model.on_device():
-        errors = measure(run, plan.share(unit), plan.max_gap, on_forward)
+        errors = measure(sampling, plan.share(unit), plan.max_gap, on_forward)
+    target = replace(target, sigmas=tuple(errors.sigmas))
     try:
         checkpoints.save(unit, errors, target)
     except OSError as error:
@@ -108,7 +193,18 @@ def averaged(plan: Workload, checkpoints: Checkpoints, crew: Crew) -> ErrorGraph
     for sample in range(len(plan.samples)):
         measured = checkpoints.measured(sample)
         graphs.append(sample_graph(measured.errors, plan.mode, measured.target, plan.max_gap))
-    return merge_graphs(graphs)
+    return replace(merge_graphs(graphs), made_by=f"lemica calibrate, {_versions()}")
+
+
+def _versions() -> str:
+    """The versions of what the numbers come from."""
+    found = []
+    for package in ("torch", "diffusers"):
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
 
 
 def _missing(plan: Workload, checkpoints: Checkpoints) -> list[int]:

@@ -18,7 +18,7 @@ from lemica.errors import Refused
 
 if TYPE_CHECKING:
     from lemica.calibration.locks import Exchange
-    from lemica.calibration.replays import Run
+    from lemica.calibration.replays import Sampling
     from lemica.masks import Target
 
 NEEDS_A_TREE = (
@@ -149,7 +149,7 @@ class HunyuanVideo:
             self._pipeline.set_progress_bar_config(disable=True)
         return self._pipeline
 
-    def prepare(self, sample: Sample) -> "tuple[Run, Target]":
+    def prepare(self, sample: Sample) -> "tuple[Sampling, Target]":
         """What denoises one sample, its texts and image encoded, and what it belongs to.
 
         Raises Refused if the sampler does not take the number of steps that was asked for.
@@ -184,37 +184,30 @@ class HunyuanVideo:
             finally:
                 pipeline.enable_offloading = offloading
 
+    @contextmanager
+    def ranks_together(self) -> Iterator[tuple[int, int, "Exchange"]]:
+        """This rank, the number of ranks, and how they exchange values; all ranks leave together."""
+        from torch import distributed as dist
 
-def prepared_run(pipeline, settings) -> "Run":
+        def exchange(value):
+            values = [None] * dist.get_world_size()
+            dist.all_gather_object(values, value)
+            return values
+
+        joined_before = dist.is_initialized()
+        self.kit.initialize_sequence_parallel(sp=1)
+        yield dist.get_rank(), dist.get_world_size(), exchange
+        dist.barrier()
+        if not joined_before:
+            dist.destroy_process_group()
+
+
+def prepared_run(pipeline, settings) -> "Sampling":
     """The denoising of one request; encodes text and image."""
     import torch
 
-    from lemica.calibration.replays import Run
+    from lemica.calibration.replays import Sampling
 
     with torch.no_grad():
         inputs = pipeline.prepare(settings)
-    sigmas = tuple(settings.scheduler.sigmas.double().tolist())
-    return Run(lambda: pipeline.denoise(inputs), pipeline.transformer, inputs.scheduler, sigmas)
-
-
-@contextmanager
-def ranks_together() -> Iterator[tuple[int, int, "Exchange"]]:
-    """This rank, the number of ranks, and how they exchange values; all ranks leave together.
-
-    From then on each works alone. So all have read what is done before one adds to it, and no collective can time out
-    while one rank waits for another that has hours of work left.
-    """
-    kit = import_kit()
-    from torch import distributed as dist
-
-    def exchange(value):
-        values = [None] * dist.get_world_size()
-        dist.all_gather_object(values, value)
-        return values
-
-    joined_before = dist.is_initialized()
-    kit.initialize_sequence_parallel(sp=1)
-    yield dist.get_rank(), dist.get_world_size(), exchange
-    dist.barrier()
-    if not joined_before:
-        dist.destroy_process_group()
+    return Sampling(lambda: pipeline.denoise(inputs), [pipeline.transformer], inputs.scheduler)

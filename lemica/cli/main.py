@@ -8,19 +8,27 @@ import argparse
 import os
 from typing import NoReturn
 
-from lemica.cli import calibrate, compare, plan, report, show
+from lemica.cli import calibrate, compare, export, plan, report, show
 from lemica.errors import NotMoved, Refused, RefusedHere
 from lemica.streams import Unprinted, complain, let_go, prepare
 
-COMMANDS = {"calibrate": calibrate, "plan": plan, "show": show, "compare": compare, "report": report}
+COMMANDS = {
+    "calibrate": calibrate,
+    "plan": plan,
+    "show": show,
+    "export": export,
+    "compare": compare,
+    "report": report,
+}
 
 DESCRIPTION = """\
 Make and judge step masks: which denoising steps run the transformer blocks, and what the other steps reuse (LeMiCa,
 arXiv 2511.00090).
 
 calibrate measures a model's error graph, plan finds the best mask for a budget in it, show prints both. A mask belongs
-to a model, a number of steps and a sampler: calibrate with those that you generate with. compare measures what caching
-cost a video, report makes a page on which the videos of all budgets play in step.
+to a model, a number of steps and a sampler: calibrate with those that you generate with. export prints what makes
+another engine obey a mask. compare measures what caching cost a video, report makes a page on which the videos of all
+budgets play in step.
 """
 EXAMPLES = """\
 examples:

@@ -5,7 +5,7 @@ does to the result (LeMiCa, arXiv 2511.00090, the section on the lexicographic m
 and costs 0; the file leaves such edges out.
 
 The file is JSON: "format"; "target", an object with "model", "config", "sigmas" and "dtype"; "num_steps"; "max_gap";
-"samples"; "edges", a list of [i, j, error]; and where they are known "products", the lower triangle of
+"samples"; "made_by"; "edges", a list of [i, j, error]; and where they are known "products", the lower triangle of
 ``Moments.products``, row by row. Files of version 1 are read if they are of held velocities and have products.
 """
 
@@ -14,7 +14,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -44,6 +44,7 @@ class ErrorGraph:
         errors: float64, (N, D + 1): ``errors[i, g]`` is the mean error of edge i -> i + g, at least 0, in the unit of
             the calibration's error. Whatever is passed in, gap 1 becomes 0 and places without an edge become NaN.
         moments: the samples' mean products of velocities, from which any forecast is planned; None if unknown.
+        made_by: what made the graph, with versions, for people.
 
     The array is copied and made read-only. Raises ValueError, naming the edge, for a NaN, infinite or negative error.
     """
@@ -54,6 +55,7 @@ class ErrorGraph:
     samples: int
     errors: np.ndarray
     moments: Moments | None = None
+    made_by: str = ""
 
     def __post_init__(self):
         _check_sizes(self.num_steps, self.max_gap, self.samples)
@@ -150,6 +152,7 @@ def _text_of(graph: ErrorGraph) -> str:
         "num_steps": graph.num_steps,
         "max_gap": graph.max_gap,
         "samples": graph.samples,
+        "made_by": graph.made_by,
         "edges": graph.edges(),
     }
     if graph.moments is not None:
@@ -175,7 +178,8 @@ def merge_graphs(graphs: Sequence[ErrorGraph]) -> ErrorGraph:
     if all(graph.moments is not None for graph in graphs):
         products = np.average([graph.moments.products for graph in graphs], axis=0, weights=samples)
         moments = Moments(graphs[0].moments.sigmas, products)
-    return ErrorGraph(graphs[0].target, graphs[0].num_steps, graphs[0].max_gap, sum(samples), errors, moments)
+    first = graphs[0]
+    return ErrorGraph(first.target, first.num_steps, first.max_gap, sum(samples), errors, moments, first.made_by)
 
 
 def _check_belongs(first: ErrorGraph, other: ErrorGraph) -> None:
@@ -223,7 +227,8 @@ def _graph_from(document: dict) -> ErrorGraph:
     except ValueError as error:
         raise ValueError(f"{error}; {_REMEDY}") from None
     settings = {key: document[key] for key in required} | {"target": target}
-    return ErrorGraph.from_edges(moments=_moments_of(document, target), **settings)
+    graph = ErrorGraph.from_edges(moments=_moments_of(document, target), **settings)
+    return replace(graph, made_by=str(document.get("made_by", "")))
 
 
 def _moments_of(document: dict, target: Target) -> Moments | None:

@@ -89,4 +89,5 @@ def with_forecast(
     if len(steps) != graph.num_steps:
         raise ValueError(f"the mask is for {len(steps)} steps, the graph for {graph.num_steps}: take one of as many")
     rows = forecast_named(forecast, graph.moments, history).rows(steps)
-    return Mask(steps, kept="velocity", weights=rows, rule=forecast, made_by=made_by, target=graph.target)
+    origin = f"{made_by}; graph by {graph.made_by}" if graph.made_by else made_by
+    return Mask(steps, kept="velocity", weights=rows, rule=forecast, made_by=origin, target=graph.target)

@@ -24,14 +24,14 @@ from lemica.calibration.calibrate import Workload
 from lemica.calibration.checkpoints import Checkpoints, Unit, units_of_rank
 from lemica.calibration.edges import EXACT, FAST, Errors, fast_edges, gain_edges, joined, sample_graph, work_for
 from lemica.calibration.hunyuan import HunyuanVideo, prepared_run
-from lemica.calibration.replays import Run, Trajectory, measure
+from lemica.calibration.replays import Sampling, Trajectory, measure
 from lemica.calibration.samples import Sample
 from lemica.cli.main import build_parser
 from lemica.cli.main import main as lemica
 from lemica.errors import Refused
 from lemica.masks import Target
 from lemica.planning.graph import edge_pairs, read_graph
-from lemica.reuse.hook import Interceptor, intercepted
+from lemica.reuse.loops import reusing
 
 N, D = 8, 4
 PROMPTS = ("a red circle moves left", "a blue square moves right over sand")
@@ -140,23 +140,22 @@ def test_local_errors_are_those_of_whole_runs_just_before_the_stretch_ends(pipe,
         assert error == mean_difference(latents[j], trajectory.record.latents[j]) > 0
 
 
-def test_products_are_those_of_the_velocities_by_which_the_sampler_goes(pipe, recorded, monkeypatch):
+def test_products_are_those_of_what_the_transformer_returns_of_both_guidance_branches(pipe, recorded, monkeypatch):
     inputs, trajectory = recorded
     guide, velocities = pipe._guide, []
 
     def noting(velocity):
-        guided = guide(velocity)
-        velocities.append(guided.double().flatten())
-        return guided
+        velocities.append(velocity.double().flatten())
+        return guide(velocity)
 
     monkeypatch.setattr(pipe, "_guide", noting)
     pipe.denoise(inputs)
     flat = torch.stack(velocities)
-    products = np.array(trajectory.velocity_products())
+    products = np.array(trajectory.record.products())
     assert np.array_equal(products, products.T)
-    assert products == pytest.approx((flat @ flat.T / flat.shape[1]).numpy(), rel=1e-4)
-    assert trajectory.run.sigmas[:-1] == pytest.approx((inputs.timesteps / 1000).tolist())
-    assert trajectory.run.sigmas[-1] == 0
+    assert products == pytest.approx((flat @ flat.T / flat.shape[1]).numpy(), rel=1e-9)
+    assert trajectory.record.sigmas[:-1] == pytest.approx((inputs.timesteps / 1000).tolist())
+    assert trajectory.record.sigmas[-1] == 0
 
 
 def test_a_sample_with_an_image(load_pipeline, fast_attention, reference_image):
@@ -170,14 +169,14 @@ def test_a_sample_with_an_image(load_pipeline, fast_attention, reference_image):
 @pytest.mark.parametrize("fails", [False, True], ids=["whole", "interrupted"])
 def test_a_calibrated_pipeline_is_left_as_it_was(pipe, recorded, fails):
     _, trajectory = recorded
-    net, scheduler = pipe.transformer, trajectory.run.scheduler
+    net, scheduler = pipe.transformer, trajectory.sampling.scheduler
 
     def state():
         return (
             type(scheduler),
             scheduler._step_index,
-            net.forward,
-            hasattr(net, "_diffusers_hook"),
+            type(net),
+            dict(vars(net)),
             pipe.enable_offloading,
         )
 
@@ -202,7 +201,7 @@ def test_the_cost_is_the_number_of_forwards_that_are_made(pipe, mode):
     with BlockCounter(pipe) as blocks:
         errors = measure(run, work, gap, lambda: reported.append(None))
     assert blocks.count == len(reported) == work.forwards(steps)
-    graph = sample_graph(errors, mode, Target(sigmas=run.sigmas), gap)
+    graph = sample_graph(errors, mode, Target(sigmas=tuple(errors.sigmas)), gap)
     assert [(i, j) for i, j, _ in graph.edges()] == list(edge_pairs(steps, gap))
     assert all(error > 0 for _, _, error in graph.edges())
 
@@ -210,10 +209,9 @@ def test_the_cost_is_the_number_of_forwards_that_are_made(pipe, mode):
 def test_separate_guidance_branches_are_held_each_on_its_own():
     """Two calls per step, with other outputs: a replay plays each back where it was."""
     denoiser, scheduler = Denoiser(), Scheduler()
-    sigmas = (1.0, 0.75, 0.5, 0.25, 0.0)
-    run = Run(lambda: sample(denoiser, scheduler, steps=4, scales=(1.0, 3.0)), denoiser, scheduler, sigmas)
     reported = []
-    trajectory = Trajectory(run, lambda: reported.append(None))
+    sampling = Sampling(lambda: sample(denoiser, scheduler, steps=4, scales=(1.0, 3.0)), [denoiser], scheduler)
+    trajectory = Trajectory(sampling, lambda: reported.append(None))
     assert denoiser.runs == 8
     assert len(reported) == 4
     # Every step takes a quarter off; the two steps from 1 on take what step 1 took.
@@ -373,7 +371,7 @@ def test_the_graph_is_the_mean_over_prompts_and_seeds(run, tmp_path, load_pipeli
     errors = [trajectory.final_error(1, 3) for trajectory in trajectories]
     assert len(set(errors)) == 4
     assert graph.error(1, 3) == pytest.approx(np.mean(errors), rel=1e-12)
-    products = np.mean([trajectory.velocity_products() for trajectory in trajectories], axis=0)
+    products = np.mean([trajectory.record.products() for trajectory in trajectories], axis=0)
     assert graph.moments.products == pytest.approx(products, rel=1e-12)
     assert (graph.num_steps, graph.max_gap, graph.samples) == (4, 3, 4)
     assert graph.target == Target(**vars(pipe.target(settings_of(pipe, 4).scheduler)))
@@ -393,21 +391,8 @@ def test_a_calibration_is_planned_and_the_mask_runs_as_planned(run, tmp_path, lo
     mask = resolve_mask(state, pipe.target(inputs.scheduler))
     assert (mask.rule, mask.kept, mask.budget) == ("fitted", "velocity", 4)
 
-    class Forecasting(Interceptor):
-        """Takes the weighted velocities itself, on a run without cache."""
-
-        velocities: list
-
-        def call(self, compute):
-            if mask.steps[self.step]:
-                self.velocities.append(compute()[0])
-                return self.velocities[-1:]
-            row = mask.weights[self.step]
-            return [sum(w * v for w, v in zip(row, self.velocities[-len(row) :], strict=True))]
-
-    forecasting = Forecasting()
-    forecasting.velocities = []
-    with intercepted(pipe.transformer, inputs.scheduler, forecasting):
+    # The library's own reuse, on a run without cache.
+    with reusing([pipe.transformer], inputs.scheduler, mask):
         expected = pipe.denoise(inputs)
     found, uncached = pipe.denoise(replace(inputs, mask=mask)), pipe.denoise(inputs)
     assert mean_difference(found, expected) < 1e-5 < mean_difference(found, uncached)

@@ -168,7 +168,7 @@ def test_refusals_name_the_packages_of_the_extras():
         assert set(packages.split()) == {*named} - {"lemica"}
 
 
-def test_a_wheel_holds_the_command_and_the_files_of_the_page(tmp_path):
+def test_a_wheel_holds_the_command_and_its_files(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     for name in ("lemica", "pyproject.toml", "README.md", "LICENSE"):
@@ -182,6 +182,7 @@ def test_a_wheel_holds_the_command_and_the_files_of_the_page(tmp_path):
         entries = next(name for name in names if name.endswith("entry_points.txt"))
         assert "lemica = lemica.cli.main:main" in archive.read(entries).decode()
     assert {name for name in names if not name.endswith(".py") and ".dist-info/" not in name} == {
-        f"lemica/report/report.{suffix}" for suffix in ("css", "html.in", "js")
+        "lemica/released_masks.json",
+        *(f"lemica/report/report.{suffix}" for suffix in ("css", "html.in", "js")),
     }
     assert {"lemica/masks.py", "lemica/planning/graph.py", "lemica/quality/metrics.py"} <= set(names)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from lemica.masks import Target
 from lemica.moments import Moments
 from lemica.planning.graph import ErrorGraph, edge_pairs, merge_graphs, read_graph, write_graph
+from lemica.planning.plan import plan
 
 N, D = 6, 3
 PAIRS = [(0, 2), (0, 3), (1, 3), (1, 4), (2, 4), (2, 5), (3, 5)]
@@ -25,6 +27,7 @@ def document(**changes) -> dict:
         "num_steps": N,
         "max_gap": D,
         "samples": 2,
+        "made_by": "",
         "edges": [[i, j, 0.1 * i + j] for i, j in PAIRS],
     }
     return content | changes
@@ -276,3 +279,10 @@ def test_merging_refuses_graphs_that_do_not_belong_together(changes, fault):
 def test_merging_refuses_nothing_at_all():
     with pytest.raises(ValueError, match="no graphs to merge; give at least one"):
         merge_graphs([])
+
+
+def test_what_made_a_graph_is_kept_and_told_by_the_masks_planned_on_it(tmp_path):
+    write_graph(replace(graph_of(range(7)), made_by="lemica calibrate, torch 2.13.0"), tmp_path / "graph.json")
+    graph = read_graph(tmp_path / "graph.json")
+    assert graph.made_by == "lemica calibrate, torch 2.13.0"
+    assert plan(graph, 4, "hold").made_by == "lemica.plan; graph by lemica calibrate, torch 2.13.0"

@@ -1,5 +1,6 @@
-"""The hook on denoiser and scheduler: what it sees, what it may change, and that it leaves both as it found them."""
+"""The hook on denoisers and scheduler: what it sees, what it may change, and that it leaves all as it found it."""
 
+import copy
 import inspect
 
 import pytest
@@ -7,31 +8,36 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from toy_sampler import Denoiser, Scheduler, sample
 
-from lemica.reuse.hook import HOOK_NAME, Interceptor, intercepted
+from lemica.reuse.hook import Hook, Interceptor, intercepted
 
 
 class Watching(Interceptor):
     """Notes what it sees."""
 
     def __init__(self):
-        super().__init__()
         self.seen = []
 
-    def call(self, compute):
-        output = compute()
-        self.seen.append((self.step, self.slot, output[0][0].item()))
+    def begin_run(self, run, scheduler):
+        self.seen.append(("begins", run.num_steps, len(scheduler.timesteps)))
+
+    def call(self, call):
+        output = call.compute()
+        self.seen.append((call.step, call.slot, output[0][0].item()))
         return output
 
-    def end_step(self, before, after):
-        self.seen.append((self.step, "ends", before[0].item(), after[0].item()))
+    def end_step(self, run, before, after):
+        self.seen.append((run.step, "ends", before[0].item(), after[0].item()))
+
+    def end_run(self):
+        self.seen.append(("over",))
 
 
 class Holding(Interceptor):
     """Computes the first step only."""
 
-    def call(self, compute):
-        if self.step == 0:
-            self.output = compute()
+    def call(self, call):
+        if call.step == 0:
+            self.output = call.compute()
         return self.output
 
 
@@ -40,40 +46,105 @@ def parts():
     return Denoiser(), Scheduler()
 
 
+def hooked(parts, interceptor):
+    denoiser, scheduler = parts
+    return intercepted([denoiser], scheduler, interceptor)
+
+
 def test_a_run_that_is_only_watched_is_the_run_itself(parts):
     expected = sample(*parts)
-    with intercepted(*parts, Interceptor()):
+    with hooked(parts, Interceptor()):
         assert torch.equal(sample(*parts), expected)
 
 
 @pytest.mark.parametrize("options", [{}, {"return_dict": False}], ids=["object", "tuple"])
 def test_every_call_and_every_steps_end_is_seen_in_order(parts, options):
     watching = Watching()
-    with intercepted(*parts, watching):
+    with hooked(parts, watching):
         sample(*parts, steps=2, **options)
-    assert watching.seen == [(0, 0, 0.25), (0, "ends", 1, 0.75), (1, 0, 0.1875), (1, "ends", 0.75, 0.5625)]
-    assert (watching.step, watching.slot) == (2, 0)
+    assert watching.seen == [
+        ("begins", 2, 2),
+        *[(0, 0, 0.25), (0, "ends", 1, 0.75)],
+        *[(1, 0, 0.1875), (1, "ends", 0.75, 0.5625)],
+        ("over",),
+    ]
 
 
 def test_the_calls_of_a_step_are_numbered(parts):
     watching = Watching()
-    with intercepted(*parts, watching):
+    with hooked(parts, watching):
         sample(*parts, steps=2, scales=(1.0, 2.0, 3.0))
-    assert [event[:2] for event in watching.seen if event[1] != "ends"] == [
-        (s, slot) for s in (0, 1) for slot in range(3)
-    ]
+    calls = [event[:2] for event in watching.seen if event[0] in (0, 1) and event[1] != "ends"]
+    assert calls == [(s, slot) for s in (0, 1) for slot in range(3)]
+
+
+def test_two_denoisers_that_take_turns_share_the_slots(parts):
+    other, watching = Denoiser(), Watching()
+    with intercepted([parts[0], other], parts[1], watching):
+        scheduler = parts[1]
+        scheduler.set_timesteps(2)
+        for denoiser, t in zip((parts[0], other), scheduler.timesteps, strict=True):
+            scheduler.step(denoiser(torch.ones(1))[0], t, torch.ones(1))
+    assert [event[:2] for event in watching.seen[1:4:2]] == [(0, 0), (1, 0)]
+
+
+def test_a_run_that_begins_later_says_with_which_step(parts):
+    watching = Watching()
+    with hooked(parts, watching):
+        sample(*parts, steps=5, first=3)
+    assert [event[0] for event in watching.seen if "ends" in event] == [3, 4]
+    assert watching.seen[-1] == ("over",)
+
+
+def test_time_steps_that_were_set_before_are_a_run_too(parts):
+    denoiser, scheduler = parts
+    scheduler.set_timesteps(1)
+    watching = Watching()
+    with hooked(parts, watching):
+        scheduler.step(denoiser(torch.ones(1))[0], 1, torch.ones(1))
+    assert watching.seen[0] == ("begins", 1, 1) and watching.seen[-1] == ("over",)
+
+
+def test_steps_of_a_second_copy_of_the_scheduler_do_not_count(parts):
+    """Pipelines that make video and sound step two schedulers at once."""
+    denoiser, scheduler = parts
+    watching = Watching()
+    with hooked(parts, watching):
+        other = copy.deepcopy(scheduler)
+        other.set_timesteps(2)
+        scheduler.set_timesteps(2)
+        for t in scheduler.timesteps:
+            velocity = denoiser(torch.ones(1))[0]
+            scheduler.step(velocity, t, torch.ones(1))
+            other.step(velocity, t, torch.ones(1))
+    assert [event[0] for event in watching.seen if "ends" in event] == [0, 1]
+
+
+def test_arguments_of_the_samplers_step_are_known_by_name():
+    """CogVideoX's DPM sampler has another order."""
+
+    class Turned(Scheduler):
+        def step(self, model_output, old, timestep, back, sample, **options):
+            return (sample - model_output,)
+
+    denoiser, scheduler, watching = Denoiser(), Turned(), Watching()
+    with intercepted([denoiser], scheduler, watching):
+        scheduler.set_timesteps(1)
+        scheduler.step(denoiser(torch.ones(1))[0], None, 1, None, torch.full((1,), 5.0))
+    assert watching.seen[2] == (0, "ends", 5.0, 4.875)
 
 
 def test_a_call_that_is_not_computed_runs_nothing_of_the_module(parts):
-    denoiser, scheduler = parts
-    with intercepted(denoiser, scheduler, Holding()):
-        latents = sample(denoiser, scheduler)
+    denoiser, _ = parts
+    with hooked(parts, Holding()):
+        latents = sample(*parts)
     assert denoiser.runs == 1
     assert torch.equal(latents, torch.full((2,), 0.25))
 
 
-def test_what_other_hooks_do_happens_when_the_call_is_computed_and_only_then(parts):
-    """As those of group offload, which bring weights to the device."""
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+def test_what_other_hooks_do_happens_when_the_call_is_computed_and_only_then(parts, first):
+    """As those of group offload, which bring weights to the device; whenever they came."""
     denoiser, scheduler = parts
     happened = []
 
@@ -86,9 +157,18 @@ def test_what_other_hooks_do_happens_when_the_call_is_computed_and_only_then(par
             happened.append("after")
             return output
 
-    HookRegistry.check_if_exists_or_initialize(denoiser).register_hook(Other(), "other")
-    with intercepted(denoiser, scheduler, Holding()):
+    def register():
+        HookRegistry.check_if_exists_or_initialize(denoiser).register_hook(Other(), "other")
+
+    hook = Hook([denoiser], scheduler, Holding())
+    if first:
+        register()
+    hook.attach()
+    if not first:
+        register()
+    with hook.running():
         sample(denoiser, scheduler)
+    hook.detach()
     assert happened == ["before", "after"]
     sample(denoiser, scheduler, steps=1)
     assert happened == ["before", "after"] * 2
@@ -97,24 +177,24 @@ def test_what_other_hooks_do_happens_when_the_call_is_computed_and_only_then(par
 
 def test_the_samplers_step_shows_its_own_signature(parts):
     """Pipelines ask it which arguments it takes."""
-    denoiser, scheduler = parts
+    _, scheduler = parts
     before = inspect.signature(scheduler.step)
-    with intercepted(denoiser, scheduler, Interceptor()):
+    with hooked(parts, Interceptor()):
         assert inspect.signature(scheduler.step) == before
         assert isinstance(scheduler, Scheduler)
+        assert (type(scheduler).__name__, type(scheduler).__module__) == ("Scheduler", Scheduler.__module__)
 
 
 def state_of(denoiser, scheduler):
-    return type(scheduler), dict(vars(scheduler)), dict(vars(denoiser)) | {"runs": 0}, denoiser.forward
+    return type(denoiser), type(scheduler), dict(vars(scheduler)), dict(vars(denoiser)) | {"runs": 0}
 
 
 def test_denoiser_and_scheduler_are_left_as_they_were(parts):
     before = state_of(*parts)
-    with intercepted(*parts, Interceptor()):
+    with hooked(parts, Interceptor()):
         assert state_of(*parts) != before
-        assert HOOK_NAME in parts[0]._diffusers_hook.hooks
     assert state_of(*parts) == before
-    with intercepted(*parts, Interceptor()):
+    with hooked(parts, Interceptor()):
         sample(*parts)
     assert state_of(*parts) == before
 
@@ -123,41 +203,42 @@ class Failing(Interceptor):
     """Fails at step 1, in the call or at the step's end."""
 
     def __init__(self, where):
-        super().__init__()
-        self.where = where
+        self.where, self.is_over = where, False
 
-    def call(self, compute):
-        return self._fail_in("call") or compute()
+    def call(self, call):
+        return self._fail_in("call", call.step) or call.compute()
 
-    def end_step(self, before, after):
-        self._fail_in("end_step")
+    def end_step(self, run, before, after):
+        self._fail_in("end_step", run.step)
 
-    def _fail_in(self, where):
-        if self.step == 1 and where == self.where:
+    def end_run(self):
+        self.is_over = True
+
+    def _fail_in(self, where, step):
+        if step == 1 and where == self.where:
             raise ZeroDivisionError
 
 
 @pytest.mark.parametrize("where", ["call", "end_step"])
 def test_they_are_left_as_they_were_after_an_error_too(parts, where):
-    before, expected = state_of(*parts), sample(*parts)
-    with pytest.raises(ZeroDivisionError), intercepted(*parts, Failing(where)):
+    before, expected, failing = state_of(*parts), sample(*parts), Failing(where)
+    with pytest.raises(ZeroDivisionError), hooked(parts, failing):
         sample(*parts)
     assert state_of(*parts) == before
+    assert failing.is_over
     assert torch.equal(sample(*parts), expected)
 
 
-def test_they_are_left_as_they_were_when_the_denoiser_fails(parts):
-    denoiser, scheduler = parts
-    before = state_of(*parts)
-    with pytest.raises(TypeError), intercepted(denoiser, scheduler, Interceptor()):
-        denoiser()
-    assert state_of(*parts) == before
+def test_a_copy_of_the_scheduler_that_is_left_over_does_what_the_scheduler_does(parts):
+    with hooked(parts, Holding()):
+        left_over = copy.deepcopy(parts[1])
+    denoiser, _ = parts
+    assert torch.equal(sample(denoiser, left_over), sample(*parts))
 
 
-def test_a_registry_that_was_there_stays(parts):
-    denoiser, scheduler = parts
-    registry = HookRegistry.check_if_exists_or_initialize(denoiser)
-    with intercepted(denoiser, scheduler, Interceptor()):
-        sample(denoiser, scheduler)
-    assert denoiser._diffusers_hook is registry
-    assert registry.hooks == {}
+def test_a_second_hook_on_the_same_denoiser_is_refused_and_changes_nothing(parts):
+    other = Scheduler()
+    with hooked(parts, Interceptor()):
+        with pytest.raises(ValueError, match=r"LeMiCa is at work on this denoiser .* call lemica\.disable"):
+            Hook([parts[0]], other, Interceptor()).attach()
+        assert vars(other) == {}

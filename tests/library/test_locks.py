@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 
 from lemica.calibration import locks
-from lemica.calibration.calibrate import Workload, averaged, measure_unit
+from lemica.calibration.calibrate import Workload, averaged, measure_unit, refuse_output, write_averaged
 from lemica.calibration.checkpoints import Checkpoints, Unit, folder_for
 from lemica.calibration.edges import FAST, Errors, work_for
 from lemica.calibration.locks import Crew, Lock, is_held, wait_until_free
 from lemica.calibration.samples import Sample, read_samples
-from lemica.cli import calibrate
 from lemica.errors import NotMoved, Refused, RefusedHere
 from lemica.masks import Target
 from lemica.planning.graph import edge_pairs, read_graph
@@ -373,13 +372,13 @@ def test_a_full_disk_is_told_by_the_rank_that_meets_it(checkpoints, monkeypatch)
 
     monkeypatch.setattr("lemica.calibration.replays.measure", lambda *_: errors())
     monkeypatch.setattr(checkpoints, "save", full)
-    model = Namespace(prepare=lambda _: (None, None), on_device=Ready)
+    model = Namespace(prepare=lambda _: (None, Target()), on_device=Ready)
     with pytest.raises(RefusedHere, match=r"No space left on device: make room there, and type the same command again"):
         measure_unit(plan_of(), model, Unit(0), checkpoints, lambda: None)
 
 
 def write(checkpoints: Checkpoints, output: Path) -> None:
-    calibrate._write_graph(plan_of(), checkpoints, Crew(checkpoints.folder, 0, 1), output)
+    write_averaged(plan_of(), checkpoints, Crew(checkpoints.folder, 0, 1), output)
 
 
 def test_a_graph_that_another_wrote_meanwhile_is_not_overwritten(tmp_path, checkpoints):
@@ -411,7 +410,7 @@ def test_an_output_that_is_no_file_is_refused(tmp_path, special):
     path = tmp_path / special
     path.mkdir() if special == "folder" else os.mkfifo(path)
     with pytest.raises(Refused, match="is no file: name a file"):
-        calibrate._refuse_output(path)
+        refuse_output(path)
 
 
 # Prompts

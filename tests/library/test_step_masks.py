@@ -12,7 +12,19 @@ from itertools import pairwise
 import pytest
 from conftest import REPOSITORY
 
-from lemica.masks import RULES, Mask, Target, computed_steps, is_released, mask_of, read_mask, step_mask
+from lemica.masks import (
+    RELEASED_STEPS,
+    RULES,
+    Mask,
+    ReleasedMasks,
+    Target,
+    computed_steps,
+    is_released,
+    mask_of,
+    read_mask,
+    step_mask,
+)
+from lemica.released import released_models
 from scripts.embed_masks import embedded, shared_part
 
 RELEASED = {
@@ -21,6 +33,7 @@ RELEASED = {
     15: "0 1 2 3 4 5 6 8 10 13 17 25 33 41 49",
     10: "0 1 3 5 9 17 25 33 41 49",
 }
+MODELS = {name: model.released for name, model in released_models().items()}
 STEPS = mask_of([0, 2, 5], 6)
 SIGMAS = (1.0, 0.9, 0.75, 0.6, 0.4, 0.25, 0.0)
 TARGET = Target("480p_t2v", "0123456789abcdef", SIGMAS, "bfloat16")
@@ -37,20 +50,64 @@ def test_released_masks_to_the_letter(budget):
     assert not is_released(budget + 1, 50)
 
 
+def test_the_kits_table_is_the_libraries():
+    assert MODELS["HunyuanVideo-1.5"] == ReleasedMasks(50, RELEASED_STEPS)
+    assert MODELS["HunyuanVideo-1.5"].max_gap == 8
+
+
+@pytest.mark.parametrize("released", MODELS.values(), ids=MODELS)
+def test_every_models_released_masks_to_the_letter(released):
+    for budget, steps in released.steps.items():
+        assert computed_steps(step_mask(budget, released.num_steps, released)) == steps
+        assert is_released(budget, released.num_steps, released)
+        assert not is_released(budget, released.num_steps + 1, released)
+    assert not is_released(2, released.num_steps, released)
+
+
+def masks_of_all_budgets(num_steps: int, *released: ReleasedMasks) -> list[tuple[int, ...]]:
+    budgets = range(min(2, num_steps), num_steps + 1)
+    masks = [computed_steps(step_mask(budget, num_steps, *released)) for budget in budgets]
+    assert [len(steps) for steps in masks] == list(budgets)
+    assert all((steps[0], steps[-1]) == (0, num_steps - 1) for steps in masks)
+    assert masks[-1] == tuple(range(num_steps))
+    return masks
+
+
+def interlace(sparse: tuple[int, ...], dense: tuple[int, ...]) -> bool:
+    """No prefix and no suffix of the steps has more computed ones in the mask of the smaller budget."""
+    more = len(dense) - len(sparse)
+    return all(dense[k] <= step <= dense[k + more] for k, step in enumerate(sparse))
+
+
+def has_long_gap(steps: tuple[int, ...], longest_share: float) -> bool:
+    longest = max(longest_share, 1 / (len(steps) - 1))
+    return max(b - a for a, b in pairwise(steps)) > math.ceil(longest * (steps[-1]) - 1e-9)
+
+
 @pytest.mark.parametrize("num_steps", range(1, 101))
 def test_derived_masks_have_their_budget_interlace_and_leave_no_long_gap(num_steps):
-    previous = None
-    for budget in range(min(2, num_steps), num_steps + 1):
-        steps = computed_steps(step_mask(budget, num_steps))
-        assert len(steps) == budget
-        assert (steps[0], steps[-1]) == (0, num_steps - 1)
-        if budget > 1:
-            longest_share = max(8 / 49, 1 / (budget - 1))
-            assert max(b - a for a, b in pairwise(steps)) <= math.ceil(longest_share * (num_steps - 1) - 1e-9)
-        if previous is not None:
-            assert all(steps[k] <= step <= steps[k + 1] for k, step in enumerate(previous))
-        previous = steps
-    assert step_mask(num_steps, num_steps) == (True,) * num_steps
+    masks = masks_of_all_budgets(num_steps)
+    assert all(interlace(sparse, dense) for sparse, dense in pairwise(masks))
+    assert not any(has_long_gap(steps, 8 / 49) for steps in masks if len(steps) > 1)
+
+
+def released_ones_interlace(released: ReleasedMasks) -> bool:
+    masks = [steps for _, steps in sorted(released.steps.items())]
+    return all(interlace(sparse, dense) for sparse, dense in pairwise(masks))
+
+
+def test_all_released_masks_interlace_but_those_of_flux_2():
+    assert [name for name, released in MODELS.items() if not released_ones_interlace(released)] == ["FLUX.2"]
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 5, 8, 10, 13, 20, 28, 40, 50, 57])
+@pytest.mark.parametrize("released", MODELS.values(), ids=MODELS)
+def test_masks_derived_from_any_models_interlace_where_its_own_do_and_leave_no_long_gap(released, num_steps):
+    masks = masks_of_all_budgets(num_steps, released)
+    longest_share = released.max_gap / (released.num_steps - 1)
+    assert not any(has_long_gap(steps, longest_share) for steps in masks if len(steps) > 1)
+    if released_ones_interlace(released):
+        assert all(interlace(sparse, dense) for sparse, dense in pairwise(masks))
 
 
 @pytest.mark.parametrize(("budget", "num_steps"), [(1, 50), (51, 50), (0, 50), (-3, 50), (9, 8), (0, 0), (-1, -1)])

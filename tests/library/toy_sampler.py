@@ -26,17 +26,21 @@ class Output(SimpleNamespace):
 
 
 class Scheduler:
-    """Steps of size 1."""
+    """Steps of size 1; time steps fall to 1."""
+
+    def set_timesteps(self, steps):
+        self.timesteps = torch.arange(steps, 0, -1)
 
     def step(self, model_output, timestep, sample, generator=None, return_dict=True):
         previous = sample - model_output
         return Output(prev_sample=previous) if return_dict else (previous,)
 
 
-def sample(denoiser, scheduler, steps=3, scales=(2.0,), **options) -> torch.Tensor:
+def sample(denoiser, scheduler, steps=3, scales=(2.0,), first=0, **options) -> torch.Tensor:
     """Latents after `steps` steps of a denoiser call per scale; on a copy of the scheduler, as pipelines do."""
     latents, scheduler = torch.ones(2), copy.copy(scheduler)
-    for t in range(steps):
+    scheduler.set_timesteps(steps)
+    for t in scheduler.timesteps[first:]:
         velocity = sum(denoiser(latents, scale=scale)[0] for scale in scales) / len(scales)
         latents = scheduler.step(velocity, t, latents, **options)[0]
     return latents

@@ -1,0 +1,159 @@
+"""Step reuse: what the denoiser returned at computed steps, summed with a mask's weights at the reused ones.
+
+A computed call runs the denoiser and keeps what it returns. A reused call returns sum_k w_k y_k of the last outputs y_k
+that its slot has kept (LeMiCa, arXiv 2511.00090, with weight 1 for the newest one) and never enters the denoiser. Where
+a slot has not kept what its weights read, the call is computed: a fallback, which is counted.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lemica.masks import Mask, kept_steps
+from lemica.reuse.clock import Clock, working_device
+from lemica.reuse.hook import Call, Interceptor, Run
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a call of a run's step number `done` returned."""
+
+    done: int
+    output: Any
+
+
+@dataclass
+class RunRecord:
+    """What one run did.
+
+    Args:
+        mask: what it was to do.
+        clock: marked before the first step and after every step.
+        first: the step that it began with.
+        calls: of every step from there on, and in it of every denoiser call, whether it was computed.
+        kept_bytes: the most memory that kept outputs took.
+    """
+
+    mask: Mask
+    clock: Clock
+    first: int = 0
+    calls: list[list[bool]] = field(default_factory=lambda: [[]])
+    kept_bytes: int = 0
+
+    @property
+    def fallbacks(self) -> list[tuple[int, int]]:
+        """(step, slot) of the calls that were computed where the mask reuses."""
+        steps = enumerate(self.calls, self.first)
+        return [
+            (step, slot)
+            for step, calls in steps
+            if not self.mask.steps[step]
+            for slot, computed in enumerate(calls)
+            if computed
+        ]
+
+
+class StepReuse(Interceptor):
+    """Reuse on the steps that a mask says, chosen when the number of steps is known.
+
+    Args:
+        choose: from the scheduler, whose time steps are set, to the mask; raises ValueError where there is none.
+
+    `record` tells of the last run.
+    """
+
+    def __init__(self, choose: Callable[[Any], Mask]):
+        self.choose = choose
+        self.record: RunRecord | None = None
+        self._kept: dict[Any, deque[Kept]] = {}
+
+    def begin_run(self, run: Run, scheduler: Any) -> None:
+        mask = self.choose(scheduler)
+        self._keeps, self._history = kept_steps(mask), mask.history
+        self.run, self.record = run, RunRecord(mask, Clock(working_device(scheduler)))
+        self.record.clock.mark()
+
+    def call(self, call: Call) -> Any:
+        kept = self._kept.setdefault((call.slot, call.shapes), deque(maxlen=self._history))
+        read = self._read(call.step, kept)
+        self.record.calls[-1].append(not read)
+        if read:
+            return weighted_sum([entry.output for entry in read], self.record.mask.weights[call.step])
+        output = call.compute()
+        if self._keeps[call.step] or not self.record.mask.steps[call.step]:
+            # A copy, because pipelines write into what their denoiser returned.
+            kept.append(Kept(call.done, tree_map(_copied, output)))
+            self.record.kept_bytes = max(self.record.kept_bytes, self._bytes())
+        return output
+
+    def end_step(self, run: Run, before: torch.Tensor | None, after: torch.Tensor) -> None:
+        self.record.first = run.first
+        self.record.clock.mark()
+        self.record.calls.append([])
+
+    def end_run(self) -> None:
+        self._kept.clear()
+        if not self.record.calls[-1]:
+            self.record.calls.pop()
+
+    def _read(self, step: int, kept: Sequence[Kept]) -> list[Kept]:
+        """What the weights of a reused step are for; nothing where the step is computed, and where any is missing."""
+        mask = self.record.mask
+        if mask.steps[step]:
+            return []
+        count = len(mask.weights[step])
+        wanted = [computed for computed in mask.computed_steps if computed < step][-count:]
+        newest = list(kept)[-count:]
+        found = [self.run.first + entry.done for entry in newest]
+        # What is newer than the mask's newest step, a fallback's, can be held as well.
+        fits = found == wanted or (count == 1 and found and found[0] > wanted[0])
+        return newest if fits else []
+
+    def _bytes(self) -> int:
+        tensors = (leaf for kept in self._kept.values() for entry in kept for leaf in tree_leaves(entry.output))
+        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
+
+
+def fitting(mask: Mask, num_steps: int) -> Mask:
+    """The mask, if it is for so many steps and has its weights; raises ValueError, saying what to do, where not."""
+    if mask.num_steps != num_steps:
+        raise ValueError(
+            f"the mask is for {mask.num_steps} steps and this run has {num_steps}: run as many as the mask has, or "
+            f"plan a mask for {num_steps}"
+        )
+    if mask.weights is None:
+        raise ValueError("the mask has no weights: give it some by its with_weights, or plan it again")
+    return mask
+
+
+def weighted_sum(outputs: Sequence[Any], weights: Sequence[float]) -> Any:
+    """sum_k w_k y_k of outputs of one structure, taken in float32 at least; a copy where the only weight is 1.
+
+    Args:
+        outputs: tensors, or tuples, lists, dicts or diffusers' outputs of tensors, all alike, oldest first.
+        weights: one per output.
+
+    What is not a floating point tensor is taken from the newest output.
+
+        >>> weighted_sum([torch.tensor([1.0]), torch.tensor([3.0])], [-0.5, 1.5])
+        tensor([4.])
+    """
+    return tree_map(lambda *leaves: _weighted_sum(leaves, weights), *outputs)
+
+
+def _weighted_sum(leaves: Sequence[Any], weights: Sequence[float]) -> Any:
+    newest = leaves[-1]
+    if tuple(weights) == (1.0,) or not (isinstance(newest, torch.Tensor) and newest.is_floating_point()):
+        return _copied(newest)
+    total = leaves[0].to(torch.promote_types(newest.dtype, torch.float32)) * weights[0]
+    for leaf, weight in zip(leaves[1:], weights[1:], strict=True):
+        total.add_(leaf, alpha=weight)
+    return total.to(newest.dtype)
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf

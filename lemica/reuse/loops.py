@@ -1,0 +1,34 @@
+"""Step reuse in a denoising loop of one's own."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from lemica.masks import Mask
+from lemica.reuse.cache import StepReuse, fitting
+from lemica.reuse.hook import intercepted
+
+
+@contextmanager
+def reusing(denoisers: Sequence[torch.nn.Module], scheduler: Any, mask: Mask) -> Iterator[StepReuse]:
+    """Inside, one run of any loop obeys a mask.
+
+    Args:
+        denoisers: the modules that the loop calls at every step.
+        scheduler: any object with ``set_timesteps(...)``, ``timesteps`` and ``step(output, t, latents)``.
+        mask: of as many steps as the scheduler has; it must have its weights.
+
+    Gives the reuse, whose `record` tells afterwards what was done.
+
+        >>> with reusing([model], scheduler, mask) as reuse:
+        ...     scheduler.set_timesteps(50)
+        ...     for t in scheduler.timesteps:
+        ...         latents = scheduler.step(model(latents, t), t, latents)[0]
+        >>> reuse.record.fallbacks
+        []
+    """
+    reuse = StepReuse(lambda scheduler: fitting(mask, len(scheduler.timesteps)))
+    with intercepted(denoisers, scheduler, reuse):
+        yield reuse

@@ -1,0 +1,124 @@
+"""Every pipeline, of diffusers' real classes: what an enabled one computes, and that it is left as it was."""
+
+import pytest
+import torch
+from tiny import make, pipelines_here, run
+
+import lemica
+from lemica.masks import Mask, hold, step_mask
+
+STEPS = 6
+# Samplers that call the denoiser more often than they have steps, and pipelines that begin after their first step.
+TWICE = ("wan_heun",)
+LATE = {"flux_image_to_image": 2, "cogvideox_video_to_video": 3}
+
+
+class BlockCalls:
+    """How often the counted blocks ran."""
+
+    def __init__(self, blocks):
+        self.count = 0
+        for block in dict.fromkeys(blocks):
+            block.register_forward_hook(self._count)
+
+    def _count(self, *_):
+        self.count += 1
+
+    def taken(self) -> int:
+        count, self.count = self.count, 0
+        return count
+
+
+def scheduler_steps(name: str) -> int:
+    return 2 * STEPS - 1 if name in TWICE else STEPS
+
+
+def held(budget: int, num_steps: int) -> Mask:
+    steps = step_mask(budget, num_steps)
+    return Mask(steps, kept="velocity", weights=hold(steps))
+
+
+def all_computed(num_steps: int) -> Mask:
+    return held(num_steps, num_steps)
+
+
+@pytest.fixture(params=pipelines_here())
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def tiny(name):
+    return make(name)
+
+
+def test_all_steps_computed_is_the_pipeline_itself_to_the_bit(name, tiny):
+    expected = run(tiny, STEPS)
+    lemica.enable(tiny.pipe, all_computed(scheduler_steps(name)))
+    assert torch.equal(run(tiny, STEPS), expected)
+    assert lemica.summary(tiny.pipe).reused_seconds == ()
+
+
+def test_the_denoiser_runs_on_the_steps_of_the_mask_and_no_others(name, tiny):
+    """Fallbacks besides, where guidance comes late or stops, or a call begins later: they are counted."""
+    blocks, num_steps = BlockCalls(tiny.blocks), scheduler_steps(name)
+    run(tiny, STEPS)
+    all_calls = blocks.taken()
+    lemica.enable(tiny.pipe, held(4, num_steps))
+    first, second = run(tiny, STEPS), run(tiny, STEPS)
+    assert torch.equal(first, second)
+    calls = lemica.summary(tiny.pipe)
+    computed = blocks.taken() // 2
+    done = num_steps - LATE.get(name, 0)
+    assert len(calls.computed_seconds) + len(calls.reused_seconds) == done
+    if not calls.fallbacks and all_calls % done == 0:
+        assert computed == sum(calls.mask.steps[-done:]) * all_calls // done
+    assert computed < all_calls
+
+
+def test_an_error_in_the_middle_leaves_nothing_behind(tiny, name):
+    lemica.enable(tiny.pipe, held(4, scheduler_steps(name)))
+    expected = run(tiny, STEPS)
+    with pytest.raises(ZeroDivisionError), torch.no_grad():
+        handle = tiny.blocks[0].register_forward_hook(Failing(at=2))
+        run(tiny, STEPS)
+    handle.remove()
+    assert not tiny.pipe._lemica_watchers.owner.reuse._kept
+    assert torch.equal(run(tiny, STEPS), expected)
+
+
+class Failing:
+    def __init__(self, at: int):
+        self.left = at
+
+    def __call__(self, *_):
+        self.left -= 1
+        if self.left == 0:
+            raise ZeroDivisionError
+
+
+def test_disabled_it_is_as_before(tiny, name):
+    parts = [tiny.pipe, tiny.pipe.scheduler, *(getattr(tiny.pipe, part, None) for part in ("transformer", "unet"))]
+    before = [(type(part), dict(vars(part))) for part in parts if part is not None]
+    expected = run(tiny, STEPS)
+    lemica.enable(tiny.pipe, held(4, scheduler_steps(name)))
+    lemica.disable(tiny.pipe)
+    assert [type(part) for part in parts if part is not None] == [kind for kind, _ in before]
+    assert all("_lemica_watchers" not in vars(part) for part in parts if part is not None)
+    assert torch.equal(run(tiny, STEPS), expected)
+
+
+def test_it_is_calibrated_planned_and_run(tiny, name):
+    call = {key: value for key, value in tiny.call.items()}
+    if name in LATE:
+        with pytest.raises(ValueError, match=f"this call begins at step {LATE[name]} of {STEPS}: calibrate with one"):
+            lemica.calibrate(tiny.pipe, [dict(call, seed=0)], STEPS, max_gap=3, show_progress=False)
+        return
+    graph = lemica.calibrate(tiny.pipe, [dict(call, seed=0)], STEPS, max_gap=3, show_progress=False)
+    assert graph.num_steps == scheduler_steps(name)
+    assert any(error > 0 for *_, error in graph.edges())
+    mask = lemica.plan(graph, budget=(graph.num_steps + 2) // 2)
+    lemica.enable(tiny.pipe, mask)
+    latents = run(tiny, STEPS)
+    assert torch.isfinite(latents).all()
+    assert lemica.summary(tiny.pipe).mask == mask
