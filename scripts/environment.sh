@@ -6,6 +6,7 @@
 REPOSITORY="$(dirname "$(dirname "$(realpath "${BASH_SOURCE[0]}")")")"
 VENV="$REPOSITORY/.venv"
 TREE="$VENV/HunyuanVideo-1.5"
+NEWER_DIFFUSERS="$VENV/diffusers"
 TORCH="torch==2.13.0"
 UPSTREAM="hyvideo-fork==20260412"
 ANGELSLIM="angelslim==0.2.2"
@@ -34,6 +35,21 @@ make_environment() {
     export PATH="$VENV/bin:$PATH"
     # Without flash-attention upstream compiles its attention, which takes a C++ compiler and minutes on a CPU.
     command -v nvidia-smi >/dev/null || export TORCHDYNAMO_DISABLE=1
+}
+
+# A folder of packages that, on PYTHONPATH, stand before the environment's own. Made once per list of versions.
+add_newer_diffusers() {
+    local requirements="$REPOSITORY/requirements-diffusers.txt"
+    local wanted
+    wanted="$(sha256sum <"$requirements")"
+    if [[ "$(cat "$NEWER_DIFFUSERS/installed" 2>/dev/null)" != "$wanted" ]]; then
+        echo "Setting up $NEWER_DIFFUSERS ..." >&2
+        rm -rf "$NEWER_DIFFUSERS.partial"
+        "$VENV/bin/pip" install --quiet --no-deps --target "$NEWER_DIFFUSERS.partial" -r "$requirements"
+        echo "$wanted" >"$NEWER_DIFFUSERS.partial/installed"
+        rm -rf "$NEWER_DIFFUSERS"
+        mv "$NEWER_DIFFUSERS.partial" "$NEWER_DIFFUSERS"
+    fi
 }
 
 make_tree() {

@@ -48,17 +48,15 @@ def positive(value: str) -> float:
     return number
 
 
-def _add_switch(group, flag: str, text: str, default: bool | None = False) -> None:
+def add_switch(group, flag: str, text: str, default: bool | None = False) -> None:
     group.add_argument(flag, type=boolean, nargs="?", const=True, default=default, metavar="BOOL", help=text)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that name the model and the video, and those that say where its weights are kept."""
-    group = parser.add_argument_group("model and video, as in generate.py")
-    group.add_argument(
-        "--model_path", required=True, metavar="FOLDER", help="checkpoint, or a Hub repository owner/name"
-    )
-    group.add_argument("--resolution", required=True, choices=["480p", "720p"], help="of model and video")
+    group = parser.add_argument_group("HunyuanVideo-1.5 with the kit: model and video, as in generate.py")
+    group.add_argument("--model_path", metavar="FOLDER", help="checkpoint, or a Hub repository owner/name")
+    group.add_argument("--resolution", choices=["480p", "720p"], help="of model and video")
     group.add_argument("--flow_shift", type=positive, metavar="X", help="shift of the sampler (default: the model's)")
     group.add_argument("--aspect_ratio", type=aspect_ratio, default="16:9", metavar="W:H", help="(default: 16:9)")
     group.add_argument("--video_length", type=int, default=121, metavar="FRAMES", help="4n + 1 (default: 121)")
@@ -67,18 +65,16 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint_path", metavar="FOLDER", help="distributed checkpoint to load into the transformer"
     )
     group.add_argument("--lora_path", metavar="FOLDER", help="LoRA adapter to load into the transformer")
-    group.add_argument("--dtype", default="bf16", choices=["bf16", "fp32"], help="of the transformer on a GPU")
-    _add_switch(group, "--cfg_distilled", "the CFG-distilled model (default: false)")
-    _add_switch(group, "--sparse_attn", "sparse attention, H-series GPUs, implies CFG-distilled (default: false)")
-    _add_switch(group, "--use_sageattn", "SageAttention (default: false)")
-    _add_switch(group, "--enable_torch_compile", "compile the transformer blocks (default: false)")
-    _add_switch(group, "--use_fp8_gemm", "fp8 matrix products (default: false)")
+    add_switch(group, "--cfg_distilled", "the CFG-distilled model (default: false)")
+    add_switch(group, "--sparse_attn", "sparse attention, H-series GPUs, implies CFG-distilled (default: false)")
+    add_switch(group, "--use_sageattn", "SageAttention (default: false)")
+    add_switch(group, "--enable_torch_compile", "compile the transformer blocks (default: false)")
+    add_switch(group, "--use_fp8_gemm", "fp8 matrix products (default: false)")
     group.add_argument("--quant_type", default="fp8-per-token-sgl", metavar="TYPE", help="(default: fp8-per-token-sgl)")
     group.add_argument("--include_patterns", default="double_blocks", metavar="NAMES", help="modules in fp8")
-    memory = parser.add_argument_group("memory, as in generate.py")
-    _add_switch(memory, "--offloading", "keep models on the CPU while they are not used (default: true)", True)
-    _add_switch(memory, "--group_offloading", "stream the transformer block by block (default: below 60 GB)", None)
-    _add_switch(memory, "--overlap_group_offloading", "overlap streaming with computing (default: true)", True)
+    memory = parser.add_argument_group("its memory, as in generate.py")
+    add_switch(memory, "--group_offloading", "stream the transformer block by block (default: below 60 GB)", None)
+    add_switch(memory, "--overlap_group_offloading", "overlap streaming with computing (default: true)", True)
 
 
 # Options that change where weights are, and nothing that is measured.

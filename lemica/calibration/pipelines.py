@@ -20,6 +20,7 @@ from lemica.calibration.edges import work_for
 from lemica.calibration.locks import Exchange
 from lemica.calibration.once import Once
 from lemica.calibration.replays import RunEnds, Sampling
+from lemica.errors import Refused
 from lemica.masks import Target
 from lemica.planning.graph import ErrorGraph, read_graph
 from lemica.reuse.hook import Interceptor, Run
@@ -50,20 +51,20 @@ def calibrate(
             interruption.
         show_progress: a progress bar, and the cost before it.
 
-    Texts and images are encoded once per sample, and nothing is decoded. Raises ValueError for samples that cannot be
-    calibrated, and ``lemica.errors.Refused`` where `output` is there already or of other samples.
+    Texts and images are encoded once per sample, and nothing is decoded. Raises ``lemica.errors.Refused``, a
+    ValueError, for samples that cannot be calibrated, and where `output` is there already or was begun with others.
 
     Example:
         >>> samples = [dict(prompt=prompt, seed=0) for prompt in ("a red circle", "a blue square")]
         >>> graph = lemica.calibrate(pipe, samples, num_inference_steps=50, output="graph.json")
     """
     if not samples:
-        raise ValueError("no samples: give a list of at least one dict(prompt=..., seed=0)")
+        raise Refused("no samples: give a list of at least one dict(prompt=..., seed=0)")
     model = PipelineModel(pipe, num_inference_steps)
     with _quiet(pipe):
         num_steps = model.num_steps(samples[0])
         if num_steps < 3:
-            raise ValueError(f"the scheduler makes {num_steps} steps: calibrate with at least 3")
+            raise Refused(f"the scheduler makes {num_steps} steps: calibrate with at least 3")
         gap = min(max_gap, num_steps - 1)
         work = Workload(list(samples), work_for(edges, num_steps, gap), edges, num_steps, gap)
         settings = model.settings(samples) | {"edges": edges, "max_gap": gap}
@@ -87,7 +88,7 @@ class PipelineModel:
     def prepare(self, sample: Mapping[str, Any]) -> tuple[Sampling, Target]:
         """What denoises one sample, and what it belongs to but for the noise levels."""
         if "generator" in sample:
-            raise ValueError("a sample has a seed, not a generator: every replay begins with the same noise")
+            raise Refused("a sample has a seed, not a generator: every replay begins with the same noise")
         once = Once(self.pipe)
         call = {name: value for name, value in sample.items() if name != "seed"}
 
@@ -103,7 +104,7 @@ class PipelineModel:
         counting = _Counting()
         self.prepare(sample)[0].obeying(counting)
         if counting.num_steps is None:
-            raise ValueError(f"{type(self.pipe).__name__} did not call its scheduler's set_timesteps")
+            raise Refused(f"{type(self.pipe).__name__} did not call its scheduler's set_timesteps")
         return counting.num_steps
 
     def settings(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lemica.calibration.edges import Errors, Work
+from lemica.errors import Refused
 from lemica.planning.graph import Edge
 from lemica.reuse.hook import Call, Interceptor, Run, intercepted
 from lemica.reuse.sampler import noise_levels
@@ -74,7 +75,7 @@ class Record(Interceptor):
 
     def end_step(self, run: Run, before: torch.Tensor | None, after: torch.Tensor) -> None:
         if run.first:
-            raise ValueError(
+            raise Refused(
                 f"this call begins at step {run.first} of {run.num_steps}: calibrate with one that begins with noise"
             )
         if not self.latents:

@@ -1,7 +1,8 @@
 """Measure a model's error graph: what each stretch of reused steps costs in quality.
 
-Runs in the folder of a HunyuanVideo-1.5 tree in which the kit is installed (scripts/install.sh), on its pipeline. Every
-prompt with every seed is one sample; errors are averaged over samples. The model is named as in generate.py.
+The model is HunyuanVideo-1.5 with the kit, in the folder of a tree in which it is installed (scripts/install.sh), named
+as in generate.py; or that of any diffusers pipeline (--pipeline), whose calls a JSON file describes (--call). Every
+prompt with every seed is one sample; errors are averaged over samples.
 
 A sample is generated once without any cache, and then replayed with one stretch of steps reused at a time. Fast edges
 (default) replay a stretch to its end only and scale the error there by how much errors at that step matter for the
@@ -19,12 +20,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lemica.calibration.hunyuan import MEMORY_OPTIONS, add_model_arguments
+from lemica.calibration.hunyuan import MEMORY_OPTIONS, add_model_arguments, add_switch
 from lemica.calibration.samples import add_sample_arguments
 from lemica.errors import Refused
 
 if TYPE_CHECKING:
-    pass
+    from lemica.calibration.samples import Sample
 
 EXAMPLES = """\
 examples:
@@ -34,10 +35,17 @@ examples:
       --num_inference_steps 30 --output i2v_30.json
   torchrun --nproc_per_node=4 -m lemica calibrate --model_path ./ckpts --resolution 720p --prompts prompts.txt \\
       --edges exact --output exact.json
+  lemica calibrate --pipeline Wan-AI/Wan2.1-T2V-1.3B-Diffusers --call settings.json --prompts prompts.txt \\
+      --output wan.json                 # settings.json: {"height": 480, "width": 832, "guidance_scale": 5.0}
 """
 
 # Where the samples are, and what does not change the numbers.
-_NO_SETTINGS = ("prompts", "image_path", "output", "run", "parser", *MEMORY_OPTIONS)
+_NO_SETTINGS = ("prompts", "image_path", "output", "run", "parser", "pipeline", "call", *MEMORY_OPTIONS)
+# What goes with --pipeline; the rest says which HunyuanVideo-1.5.
+_OF_ANY_PIPELINE = (
+    *("prompts", "seeds", "image_path", "num_inference_steps", "max_gap", "edges", "output", "run", "parser"),
+    *("pipeline", "call", "dtype", "offloading"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,20 +61,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--edges", choices=["fast", "exact"], default="fast", help="how they are measured (default: fast)"
     )
     group.add_argument("--output", type=Path, required=True, metavar="GRAPH", help="graph file to write")
+    pipeline = parser.add_argument_group("any diffusers pipeline")
+    pipeline.add_argument("--pipeline", metavar="PATH_OR_ID", help="its folder, or a Hub repository owner/name")
+    pipeline.add_argument("--call", type=Path, metavar="FILE", help="JSON object: keyword arguments of every call")
+    weights = parser.add_argument_group("weights")
+    weights.add_argument(
+        "--dtype",
+        default="bf16",
+        choices=["bf16", "fp32"],
+        help="of the kit's transformer on a GPU, or the pipeline",
+    )
+    add_switch(weights, "--offloading", "keep models on the CPU while they are not used (default: true)", True)
     add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Calibrate on this rank; rank 0 writes the graph once all are done."""
-    from lemica.calibration.calibrate import Workload, calibrate_to, refuse_output
-    from lemica.calibration.edges import work_for
-    from lemica.calibration.hunyuan import HunyuanVideo
-    from lemica.calibration.samples import read_samples, samples_digest
+    from lemica.calibration.calibrate import refuse_output
+    from lemica.calibration.samples import read_samples
 
     _check(args)
     refuse_output(args.output)
-    num_steps, max_gap = args.num_inference_steps, min(args.max_gap, args.num_inference_steps - 1)
     samples = read_samples(args)
+    if args.pipeline is None:
+        _calibrate_hunyuan(args, samples)
+    else:
+        _calibrate_pipeline(args, samples)
+
+
+def _calibrate_pipeline(args: argparse.Namespace, samples: "list[Sample]") -> None:
+    from lemica.calibration.loading import calls_of, load_pipeline, read_call
+    from lemica.calibration.pipelines import calibrate
+
+    calls = calls_of(samples, read_call(args.call))
+    pipe = load_pipeline(args.pipeline, args.dtype, args.offloading)
+    calibrate(pipe, calls, args.num_inference_steps, max_gap=args.max_gap, edges=args.edges, output=args.output)
+
+
+def _calibrate_hunyuan(args: argparse.Namespace, samples: "list[Sample]") -> None:
+    from lemica.calibration.calibrate import Workload, calibrate_to
+    from lemica.calibration.edges import work_for
+    from lemica.calibration.hunyuan import HunyuanVideo
+    from lemica.calibration.samples import samples_digest
+
+    num_steps, max_gap = args.num_inference_steps, min(args.max_gap, args.num_inference_steps - 1)
     plan = Workload(samples, work_for(args.edges, num_steps, max_gap), args.edges, num_steps, max_gap)
     model = HunyuanVideo(args, num_steps, with_image=samples[0].image_path is not None)
     settings = {name: value for name, value in vars(args).items() if name not in _NO_SETTINGS}
@@ -81,3 +119,12 @@ def _check(args: argparse.Namespace) -> None:
         raise Refused(f"--max_gap must be at least 2, got {args.max_gap}")
     if args.video_length < 1:
         raise Refused(f"--video_length must be at least 1, got {args.video_length}")
+    if args.pipeline is None:
+        if args.model_path is None or args.resolution is None:
+            raise Refused("give --model_path and --resolution for HunyuanVideo-1.5, or --pipeline for any other model")
+        if args.call is not None:
+            raise Refused("--call goes with --pipeline: leave it out")
+        return
+    for name, value in vars(args).items():
+        if name not in _OF_ANY_PIPELINE and value != args.parser.get_default(name):
+            raise Refused(f"--{name} is of HunyuanVideo-1.5 with the kit: leave it out with --pipeline")
