@@ -17,6 +17,7 @@ from lemica.planning.plan import plan
 
 if TYPE_CHECKING:
     from lemica.calibration.pipelines import calibrate
+    from lemica.quality.evaluate import evaluate
     from lemica.reuse.pipelines import disable, enable, summary
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "calibrate",
     "disable",
     "enable",
+    "evaluate",
     "plan",
     "read_graph",
     "read_mask",
@@ -37,6 +39,7 @@ _LATER = {
     "calibrate": "lemica.calibration.pipelines",
     "disable": "lemica.reuse.pipelines",
     "enable": "lemica.reuse.pipelines",
+    "evaluate": "lemica.quality.evaluate",
     "summary": "lemica.reuse.pipelines",
 }
 

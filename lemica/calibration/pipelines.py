@@ -24,7 +24,7 @@ from lemica.errors import Refused
 from lemica.masks import Target
 from lemica.planning.graph import ErrorGraph, read_graph
 from lemica.reuse.hook import Interceptor, Run
-from lemica.reuse.identity import denoisers_of, target_of
+from lemica.reuse.identity import class_name, denoisers_of, digest_of, target_of
 
 
 def calibrate(
@@ -61,7 +61,7 @@ def calibrate(
     if not samples:
         raise Refused("no samples: give a list of at least one dict(prompt=..., seed=0)")
     model = PipelineModel(pipe, num_inference_steps)
-    with _quiet(pipe):
+    with quiet(pipe):
         num_steps = model.num_steps(samples[0])
         if num_steps < 3:
             raise Refused(f"the scheduler makes {num_steps} steps: calibrate with at least 3")
@@ -113,7 +113,7 @@ class PipelineModel:
         return {
             "pipeline": target.model,
             "config": target.config,
-            "scheduler": type(self.pipe.scheduler).__name__,
+            "scheduler": f"{class_name(self.pipe.scheduler)} {digest_of([self.pipe.scheduler])}",
             "dtype": target.dtype,
             "num_inference_steps": self.num_inference_steps,
             "prompts": f"of digest {_digest(samples)}",
@@ -160,7 +160,7 @@ class _Counting(Interceptor):
 
 
 @contextmanager
-def _quiet(pipe: Any) -> Iterator[None]:
+def quiet(pipe: Any) -> Iterator[None]:
     """No progress bar of the pipeline's for each replay; offloaded models go back in the end."""
     before = getattr(pipe, "_progress_bar_config", None)
     pipe._progress_bar_config = {**(before or {}), "disable": True}

@@ -8,7 +8,7 @@ import argparse
 import os
 from typing import NoReturn
 
-from lemica.cli import calibrate, compare, export, plan, report, show
+from lemica.cli import calibrate, compare, evaluate, export, plan, report, show
 from lemica.errors import NotMoved, Refused, RefusedHere
 from lemica.streams import Unprinted, complain, let_go, prepare
 
@@ -17,6 +17,7 @@ COMMANDS = {
     "plan": plan,
     "show": show,
     "export": export,
+    "evaluate": evaluate,
     "compare": compare,
     "report": report,
 }
@@ -27,8 +28,8 @@ arXiv 2511.00090).
 
 calibrate measures a model's error graph, plan finds the best mask for a budget in it, show prints both. A mask belongs
 to a model, a number of steps and a sampler: calibrate with those that you generate with. export prints what makes
-another engine obey a mask. compare measures what caching cost a video, report makes a page on which the videos of all
-budgets play in step.
+another engine obey a mask. evaluate measures what masks cost and gain on a diffusers pipeline, compare what caching
+cost a video, and report makes a page on which the videos of all budgets play in step.
 """
 EXAMPLES = """\
 examples:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,9 +28,17 @@ def denoisers_of(pipe: Any) -> list[torch.nn.Module]:
 def target_of(pipe: Any) -> Target:
     """What a mask for this pipeline belongs to, but for the noise levels, which each run sets."""
     denoisers = denoisers_of(pipe)
-    names = sorted({name for module in denoisers for name in getattr(module, "peft_config", {})})
-    model = type(pipe).__name__ + "".join(f" with LoRA {name}" for name in names)
-    return Target(model=model, config=_digest(denoisers), dtype=_dtype_name(denoisers[0]))
+    model = type(pipe).__name__ + "".join(f" with LoRA {name}" for name in sorted(_adapters(pipe, denoisers)))
+    return Target(model=model, config=digest_of(denoisers), dtype=_dtype_name(denoisers[0]))
+
+
+def _adapters(pipe: Any, denoisers: list[torch.nn.Module]) -> set[str]:
+    """The LoRA adapters at work: active ones, and ones that are fused into the weights, loaded still or not."""
+    layers = (layer for module in denoisers if getattr(module, "peft_config", None) for layer in module.modules())
+    # Diffusers' models have methods of peft's names.
+    tuned = [layer for layer in layers if isinstance(getattr(type(layer), "disable_adapters", None), property)]
+    active = {name for layer in tuned if not layer.disable_adapters for name in layer.active_adapters}
+    return active | set(getattr(pipe, "fused_loras", ()))
 
 
 def config_of(module: torch.nn.Module) -> Mapping[str, Any]:
@@ -39,7 +47,10 @@ def config_of(module: torch.nn.Module) -> Mapping[str, Any]:
 
 
 def class_name(module: torch.nn.Module) -> str:
-    return type(_original(module)).__name__
+    """The name of a denoiser's class; of the model's own where torch has made one of it, as FSDP does."""
+    kinds = type(_original(module)).__mro__
+    models = (kind for kind in kinds if issubclass(kind, torch.nn.Module) and not kind.__module__.startswith("torch."))
+    return next(models, kinds[0]).__name__
 
 
 def _original(module: torch.nn.Module) -> torch.nn.Module:
@@ -47,12 +58,12 @@ def _original(module: torch.nn.Module) -> torch.nn.Module:
     return getattr(module, "_orig_mod", module)
 
 
-def _digest(denoisers: list[torch.nn.Module]) -> str | None:
-    """A digest of all configs; what begins with an underscore says where a model came from, not what it is."""
-    configs = [{key: value for key, value in config_of(module).items() if key[0] != "_"} for module in denoisers]
+def digest_of(parts: Sequence[Any]) -> str | None:
+    """A digest of classes and configs, None without any; names with an underscore say where a part is from."""
+    configs = [{key: value for key, value in config_of(part).items() if key[0] != "_"} for part in parts]
     if not any(configs):
         return None
-    text = json.dumps([[class_name(module) for module in denoisers], configs], sort_keys=True, default=str)
+    text = json.dumps([[class_name(part) for part in parts], configs], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
