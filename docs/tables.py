@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 from scipy.stats import spearmanr
 
-from benchmarks import counts, gpu, steps
+from benchmarks import counts, gpu, pipelines, steps
 from demo.calibrations import CALIBRATIONS, GRAPHS, TIMES, calibration
 from demo.faults import COLUMNS
 from demo.results import Row, budget_table, full_table, merged, rows_of
@@ -41,6 +42,9 @@ BEST_METHODS = (
     "minimax, velocity + taylor-step",
     "minimax, velocity + fitted",
 )
+
+# What the calibrated tasks are called.
+TASK_NAMES = {"t2v": "text to video", "i2v": "image to video"}
 
 
 def _rows(*files: str) -> list[Row]:
@@ -137,6 +141,54 @@ def faults() -> Iterator[str]:
         yield f"| {name} | {' | '.join(str(row[column]) for column in COLUMNS)} |"
 
 
+def pipeline_costs(name: str) -> Iterator[str]:
+    """A table of what benchmarks/pipelines.py measured, nothing where it has not been run."""
+    found = _named("pipelines.json")
+    return pipelines.TABLES[name](found) if found else iter(())
+
+
+def framework() -> Iterator[str]:
+    """What demo/framework.py found: the demo model in diffusers' pipeline beside the kit."""
+    found = _named("framework.json")
+    yield f"| kit and diffusers, 50 steps | {' | '.join(TASK_NAMES[task] for task in found)} |"
+    yield "|---" * (len(found) + 1) + "|"
+    for name, cell in FRAMEWORK_ROWS.items():
+        yield f"| {name} | {' | '.join(map(cell, found.values()))} |"
+
+
+def _apart(found: dict, name: str) -> str:
+    """How far numbers of two graphs are apart."""
+    return "{largest:.0e} ({mean:.0e})".format(**found["graph"][name])
+
+
+def _psnrs(found: dict, name: str) -> str:
+    """Mean PSNR with a mask, on both sides."""
+    return " and ".join(f"{fmean(values):.2f}" for values in found["psnr"][name].values())
+
+
+def _largest_psnr_difference(found: dict) -> str:
+    pairs = (pair for sides in found["psnr"].values() for pair in zip(*sides.values(), strict=True))
+    return f"{max(abs(kit - diffusers) for kit, diffusers in pairs):.4f}"
+
+
+# What is compared of a task's results, and how it is told.
+FRAMEWORK_ROWS: dict[str, Callable[[dict], str]] = {
+    "edges of the error graphs, largest relative difference (mean)": partial(_apart, name="edges"),
+    "products of outputs, largest relative difference (mean)": partial(_apart, name="products"),
+    "noise levels, largest difference (mean)": partial(_apart, name="noise levels"),
+    "masks of all budgets and forecasts that have the same steps": lambda found: (
+        f"{found['masks']['compared'] - len(found['masks']['differing'])} of {found['masks']['compared']}"
+    ),
+    "their weights, largest difference": lambda found: f"{found['masks']['weights']:.0e}",
+    **{
+        f"PSNR in dB, fitted, B = {budget}, mean of 8 videos": partial(_psnrs, name=f"fitted, B = {budget}")
+        for budget in (25, 20, 15, 10)
+    },
+    "PSNR in dB of every cached video (three forecasts), largest difference": _largest_psnr_difference,
+    "PSNR in dB of the uncached videos of the two, worst": lambda found: f"{min(found['uncached']):.1f}",
+}
+
+
 TABLES: dict[str, Callable[[], Iterable[str]]] = {
     "readme": readme,
     "quality_t2v": partial(quality, "t2v"),
@@ -151,6 +203,8 @@ TABLES: dict[str, Callable[[], Iterable[str]]] = {
     "counts": step_counts,
     "gpu": gpu_steps,
     "faults": faults,
+    "framework": framework,
+    **{name: partial(pipeline_costs, name) for name in pipelines.TABLES},
 }
 
 

@@ -149,7 +149,7 @@ def _weighted_sum(leaves: Sequence[Any], weights: Sequence[float]) -> Any:
     newest = leaves[-1]
     if tuple(weights) == (1.0,) or not (isinstance(newest, torch.Tensor) and newest.is_floating_point()):
         return _copied(newest)
-    total = leaves[0].to(torch.promote_types(newest.dtype, torch.float32)) * weights[0]
+    total = weights[0] * leaves[0].to(torch.promote_types(newest.dtype, torch.float32))
     for leaf, weight in zip(leaves[1:], weights[1:], strict=True):
         total.add_(leaf, alpha=weight)
     return total.to(newest.dtype)

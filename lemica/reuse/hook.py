@@ -19,7 +19,13 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+from lemica.reuse.calls import WatchedCalls
 from lemica.reuse.watch import owner_of, unwatch, watch
+
+_TAKEN = (
+    "LeMiCa is at work on this denoiser or scheduler already, maybe through another pipeline that has it, too: call "
+    "lemica.disable on that pipeline first"
+)
 
 
 @dataclass
@@ -91,6 +97,7 @@ class Hook:
 
     def __init__(self, denoisers: Sequence[torch.nn.Module], scheduler: Any, interceptor: Interceptor):
         self.denoisers, self.scheduler, self.interceptor = list(denoisers), scheduler, interceptor
+        self._calls = [WatchedCalls(denoiser, self._on_call) for denoiser in dict.fromkeys(self.denoisers)]
         self._running = threading.Lock()
         self._thread: int | None = None
         self._run: Run | None = None
@@ -98,21 +105,18 @@ class Hook:
 
     def attach(self) -> None:
         """Raises ValueError where one of them is under another hook."""
-        if any(owner_of(part) is not None for part in (*self.denoisers, self.scheduler)):
-            raise ValueError(
-                "LeMiCa is at work on this denoiser or scheduler already, maybe through another pipeline that has it, "
-                "too: call lemica.disable on that pipeline first"
-            )
-        for denoiser in self.denoisers:
-            watch(denoiser, {"__call__": self._on_call}, owner=self)
+        if owner_of(self.scheduler) is not None:
+            raise ValueError(_TAKEN)
+        self._watch_calls()
         names = {"set_timesteps": self._on_set_timesteps, "step": self._on_step}
         found = {name: watcher for name, watcher in names.items() if hasattr(self.scheduler, name)}
         watch(self.scheduler, found, owner=self)
 
     def detach(self) -> None:
         """All is as it was before; copies of the scheduler that are still about do what the original does."""
-        for watched in (*self.denoisers, self.scheduler):
-            unwatch(watched)
+        for calls in self._calls:
+            calls.give_back()
+        unwatch(self.scheduler)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -120,6 +124,8 @@ class Hook:
 
         Raises RuntimeError where a run is on: two would share what is kept, and the scheduler.
         """
+        # Again, because they may have been compiled since.
+        self._watch_calls()
         if not self._running.acquire(blocking=False):
             raise RuntimeError(
                 "this pipeline is running already, in another thread or around this call: give every thread a pipeline "
@@ -132,6 +138,21 @@ class Hook:
             self._end()
             self._thread = None
             self._running.release()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within ``running``: inside, nothing is intercepted, as outside of the run."""
+        thread, self._thread = self._thread, None
+        try:
+            yield
+        finally:
+            self._thread = thread
+
+    def _watch_calls(self) -> None:
+        if not all(calls.is_free for calls in self._calls):
+            raise ValueError(_TAKEN)
+        for calls in self._calls:
+            calls.take_place()
 
     @property
     def _is_here(self) -> bool:
@@ -161,7 +182,8 @@ class Hook:
         run, scheduler = self._run, _owner(step)
         if self._is_here and run is not None and run.leader in (None, scheduler):
             run.leader = scheduler
-            self._end_step(run, inspect.signature(step).bind(*args, **kwargs).arguments, result[0])
+            named = dict(zip(_parameters(step.func), (*step.args, *args), strict=False)) | kwargs
+            self._end_step(run, named, result[0])
         return result
 
     def _begin(self, scheduler: Any) -> None:
@@ -202,6 +224,12 @@ def _owner(method: functools.partial) -> Any:
     return method.args[0]
 
 
+@functools.cache
+def _parameters(method: Callable) -> tuple[str, ...]:
+    """The names of a function's parameters; asked for once, which takes longer than all else here."""
+    return tuple(inspect.signature(method).parameters)
+
+
 def _shapes(arguments: Any) -> Hashable:
     return tuple(leaf.shape for leaf in tree_leaves(arguments) if isinstance(leaf, torch.Tensor))
 
@@ -211,7 +239,7 @@ def _step_of(scheduler: Any, timestep: Any) -> int:
     begin = getattr(scheduler, "begin_index", None)
     if begin is not None:
         return begin
-    matches = (
-        (torch.as_tensor(scheduler.timesteps) == timestep).nonzero().flatten().tolist() if timestep is not None else []
-    )
+    if timestep is None:
+        return 0
+    matches = (torch.as_tensor(scheduler.timesteps) == timestep).nonzero().flatten().tolist()
     return matches[0] if matches else 0

@@ -9,6 +9,7 @@ The pipeline, its denoisers and its scheduler are watched (``lemica.reuse.watch`
 of a run, so that nothing of it outlives the call, whatever happens in it.
 """
 
+import functools
 import os
 import weakref
 from collections.abc import Callable
@@ -24,6 +25,9 @@ from lemica.reuse.others import refuse_other_caches
 from lemica.reuse.sampler import noise_levels
 from lemica.reuse.summary import Summary, summary_of
 from lemica.reuse.watch import owner_of, unwatch, watch
+
+# The arguments of diffusers' pipelines that are called after each step.
+_CALLBACKS = ("callback_on_step_end", "callback")
 
 
 def enable(
@@ -62,7 +66,7 @@ def enable(
         choose = _budget_chooser(pipe, budget, model)
     else:
         choose = _mask_chooser(pipe, mask if isinstance(mask, Mask) else read_mask(mask), force)
-    refuse_other_caches(pipe, denoisers)
+    refuse_other_caches(denoisers)
     disable(pipe)
     acceleration = Acceleration(pipe, denoisers, choose)
     acceleration.attach()
@@ -131,9 +135,23 @@ class Acceleration:
             raise RuntimeError(
                 "the pipeline has another scheduler or denoiser than at lemica.enable: call lemica.enable again"
             )
-        refuse_other_caches(pipe, self.hook.denoisers)
+        refuse_other_caches(self.hook.denoisers)
+        own = {name: self._outside_the_run(kwargs[name]) for name in _CALLBACKS if name in kwargs}
         with self.hook.running():
-            return call(*args, **kwargs)
+            return call(*args, **{**kwargs, **own})
+
+    def _outside_the_run(self, callback: Any) -> Any:
+        """What a callback does with the denoiser, maybe through another pipeline, is no part of the run."""
+        # Diffusers' own callbacks, which the pipeline tells from others, have tensor_inputs and change settings only.
+        if not callable(callback) or hasattr(callback, "tensor_inputs"):
+            return callback
+
+        @functools.wraps(callback)
+        def outside(*args, **kwargs):
+            with self.hook.paused():
+                return callback(*args, **kwargs)
+
+        return outside
 
 
 def _budget_chooser(pipe: Any, budget: int, model: str | None) -> Callable[[Any], Mask]:
@@ -161,12 +179,15 @@ def _mask_chooser(pipe: Any, mask: Mask, force: bool) -> Callable[[Any], Mask]:
                 "velocities, or pass force=True to keep outputs on its steps"
             )
 
+    # Whatever has become of it since then; weakly, because the pipeline holds what is chosen with.
+    own = weakref.ref(pipe)
+
     def choose(scheduler: Any) -> Mask:
         levels = noise_levels(scheduler)
         weighted = mask if mask.weights is not None or levels is None else mask.with_weights(levels)
         fitting(weighted, len(scheduler.timesteps))
         if not force:
-            _refuse_other_target(mask, replace(mask.target, sigmas=levels))
+            _refuse_other_target(mask, replace(target_of(own()), sigmas=levels))
         return weighted
 
     return choose

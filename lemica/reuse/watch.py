@@ -1,8 +1,8 @@
 """A subclass for the time being: how an object's methods are watched, and left as they were.
 
-The object changes its class to a subclass that hands every call of the watched methods to a watcher. So the watcher
-comes before all else: before diffusers' and accelerate's hooks, which replace ``forward``, before compiled graphs, and
-whichever of them comes later. A copy of a watched object is watched, too: pipelines copy their schedulers.
+The object changes its class to a subclass that hands every call of the watched methods to a watcher. A copy of a
+watched object is watched, too: pipelines copy their schedulers. For the calls of modules there is
+``lemica.reuse.calls``, which leaves their class alone.
 
     >>> class Greeter:
     ...     def greet(self, name):
@@ -38,7 +38,7 @@ class Watchers:
 
 def watch(watched: Any, watchers: Mapping[str, Watcher], owner: Any = None) -> None:
     """From now on ``watched.name(*args, **kwargs)`` is ``watchers[name](method, args, kwargs)``, `method` bound."""
-    # Past __setattr__: a compiled module hands on to its original what is set on it.
+    # Past __setattr__, in which pipelines register what they have.
     object.__setattr__(watched, _WATCHERS, Watchers(dict(watchers), owner))
     object.__setattr__(watched, "__class__", _watched_class(type(watched), tuple(watchers)))
 
@@ -65,11 +65,10 @@ def _watchers_of(watched: Any) -> Watchers:
     return getattr(watched, "__dict__", {}).get(_WATCHERS, Watchers({}))
 
 
-@functools.cache
 def _watched_class(original: type, names: tuple[str, ...]) -> type:
-    """One subclass per class: a compiled module counts every other class as a reason to compile once more.
+    """A subclass of the object's own, because cache-dit writes into the class of a pipeline.
 
-    The class itself, if it is such a subclass: a call must not be seen twice.
+    The class itself, if it is watched already: a call must not be seen twice.
     """
     if all(hasattr(getattr(original, name), "_lemica_is_watched") for name in names):
         return original

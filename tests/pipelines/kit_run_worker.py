@@ -1,5 +1,7 @@
 """One run of the kit on the demo checkpoint, written to a file: its inputs, what some forwards took and gave, its end.
 
+And a small calibration by the kit: the error graph of the steps and samples that are named below.
+
     python kit_run_worker.py TASK PAIR OUTPUT
 
 For a process of its own, without the newer diffusers and transformers: under transformers 5 the kit's text encoder
@@ -7,20 +9,24 @@ takes the demo's tokenizer for another, and its embeddings are not the prompt's.
 """
 
 import sys
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from hyvideo.pipelines.hunyuan_video_pipeline import HunyuanVideo_1_5_Pipeline, initialize_sequence_parallel
 
 from demo.attention import fused_attention
-from demo.calibrations import CHECKPOINT
+from demo.calibrations import CALIBRATIONS, CHECKPOINT, Calibration, calibrate
 from demo.data import prompt_of
 from demo.quality import FIRST_SEED, Pair
+from lemica.planning.graph import ErrorGraph, read_graph
 
 NUM_STEPS = 50
 # Forwards whose arguments and output are kept.
 NOTED_STEPS = (0, 1, 10, 25, 40, 49)
+FEW_STEPS = 8
 
 
 def kit_run(task: str, index: int) -> dict[str, Any]:
@@ -49,8 +55,17 @@ def kit_run(task: str, index: int) -> dict[str, Any]:
     )
 
 
+def kit_graph(task: str) -> ErrorGraph:
+    """A calibration of few steps on one sample, as demo.calibrations makes its own."""
+    CALIBRATIONS["few"] = Calibration(task, FEW_STEPS, samples=1)
+    with tempfile.TemporaryDirectory() as folder:
+        calibrate("few", output=Path(folder))
+        return read_graph(Path(folder, "few.json"))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     initialize_sequence_parallel()
+    chosen, pair_index, output_file = sys.argv[1:]
     with torch.no_grad():
-        torch.save(kit_run(sys.argv[1], int(sys.argv[2])), sys.argv[3])
+        torch.save(kit_run(chosen, int(pair_index)) | {"graph": kit_graph(chosen)}, output_file)

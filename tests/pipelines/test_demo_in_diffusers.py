@@ -3,9 +3,6 @@
 The kit runs in a process of its own, on the diffusers and transformers that it is pinned to.
 """
 
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -16,10 +13,10 @@ import torch
 if not hasattr(diffusers, "HunyuanVideo15Pipeline"):
     pytest.skip(f"diffusers {diffusers.__version__} lacks HunyuanVideo-1.5", allow_module_level=True)
 
-from demo.calibrations import CHECKPOINT
+from demo.calibrations import CHECKPOINT, Calibration
 from demo.diffusers_model import convert_transformer, convert_vae, demo_pipeline
+from demo.framework import graph_differences, graph_in_diffusers, mask_differences, masks_of, run_on_kits_packages
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 # Pairs of demo.quality: text-to-video at 64 x 64, image-to-video from a tall picture, whose size has to be found.
 RUNS = {"t2v": 0, "i2v": 2}
 both_tasks = pytest.mark.parametrize("task", RUNS)
@@ -32,14 +29,7 @@ def kit_run(tmp_path_factory):
     @cache
     def run(task: str) -> dict:
         output = tmp_path_factory.mktemp("kit") / f"{task}.pt"
-        program = [sys.executable, "-W", "ignore", Path(__file__).with_name("kit_run_worker.py")]
-        # Nothing of this process's: neither its newer packages nor its parallel state.
-        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
-        threads = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
-        done = subprocess.run(
-            [*program, task, str(RUNS[task]), output], env=environment | threads, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
+        run_on_kits_packages(Path(__file__).with_name("kit_run_worker.py"), task, RUNS[task], output)
         return torch.load(output, weights_only=False)
 
     return run
@@ -126,6 +116,19 @@ def test_whole_run_ends_where_the_kits_ends(kit_run, pipeline, task):
     assert difference(pipe.scheduler.sigmas, run["sigmas"]) < 1e-6
     # Guidance is two forwards here and one of both in the kit, which rounds otherwise.
     assert difference(latents, run["latents"]) < 1e-4
+
+
+@both_tasks
+def test_calibration_measures_and_plans_what_the_kits_does(kit_run, pipeline, task):
+    kits = kit_run(task)["graph"]
+    graph = graph_in_diffusers(pipeline(task), Calibration(task, kits.num_steps, samples=1))
+    differences = graph_differences(kits, graph)
+    assert differences["edges"]["largest"] < 1e-4
+    assert differences["products"]["largest"] < 1e-5
+    masks = mask_differences(kits, masks_of(kits), masks_of(graph))
+    assert masks["compared"] > 20
+    assert masks["differing"] == {}
+    assert masks["weights"] < 1e-4
 
 
 @torch.no_grad()
