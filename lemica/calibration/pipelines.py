@@ -25,6 +25,7 @@ from lemica.masks import Target
 from lemica.planning.graph import ErrorGraph, read_graph
 from lemica.reuse.hook import Interceptor, Run
 from lemica.reuse.identity import class_name, denoisers_of, digest_of, target_of
+from lemica.reuse.others import refuse_other_caches
 
 
 def calibrate(
@@ -60,6 +61,7 @@ def calibrate(
     """
     if not samples:
         raise Refused("no samples: give a list of at least one dict(prompt=..., seed=0)")
+    refuse_other_caches(denoisers_of(pipe))
     model = PipelineModel(pipe, num_inference_steps)
     with quiet(pipe):
         num_steps = model.num_steps(samples[0])

@@ -10,6 +10,7 @@ from tiny import make, run
 
 import lemica
 from lemica.masks import step_mask
+from lemica.reuse.identity import target_of
 
 STEPS = 4
 BUDGETS = (2, 3)
@@ -79,6 +80,7 @@ class Case:
             self._run(budget)
             lemica.disable(self.tiny.pipe)
             self._run(STEPS)
+        self.seen["is_the_same_model"] = target_of(self.tiny.pipe) == target_of(make("flux").pipe)
         return self.seen
 
     def _run(self, budget: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 
+import diffusers
 import pytest
 import torch
 from tiny import make, run
@@ -136,6 +137,13 @@ def test_what_cannot_be_calibrated_is_refused_in_one_line(samples, steps, messag
         lemica.calibrate(tiny.pipe, [tiny.call | sample for sample in samples], steps, show_progress=False)
 
 
+def test_another_cache_is_refused():
+    tiny = make("flux")
+    tiny.pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(ValueError, match="FirstBlockCache is enabled on the FluxTransformer2DModel"):
+        lemica.calibrate(tiny.pipe, [tiny.call], STEPS, show_progress=False)
+
+
 # The command.
 
 
@@ -156,8 +164,6 @@ def arguments(folder, tmp_path):
 
 
 def test_the_command_calibrates_plans_and_the_mask_runs(arguments, folder, tmp_path, capsys):
-    import diffusers
-
     main(arguments)
     assert capsys.readouterr().out.startswith("fast edges: ")
     main(["plan", str(tmp_path / "g.json"), "--budget", "5", "-o", str(tmp_path / "m.json")])

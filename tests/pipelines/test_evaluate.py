@@ -250,7 +250,9 @@ def test_results_of_other_settings_are_not_gone_on_with(pipe, tmp_path):
     with pytest.raises(Refused, match="holds results of num_inference_steps 8, not 9: give another folder"):
         evaluate(pipe, SAMPLES[:1], {}, num_inference_steps=9, output=tmp_path)
     pipe.scheduler.register_to_config(beta_end=0.013)
-    with pytest.raises(Refused, match=r"holds results of scheduler DDIMScheduler \w+, not DDIMScheduler \w+: give another folder"):
+    with pytest.raises(
+        Refused, match=r"holds results of scheduler DDIMScheduler \w+, not DDIMScheduler \w+: give another folder"
+    ):
         evaluate(pipe, SAMPLES[:1], output=tmp_path)
 
 

@@ -254,18 +254,13 @@ def test_compiled_denoisers_give_what_eager_ones_do_and_are_compiled_once(compil
     assert len(graphs) == 21
     assert graphs[0] > 0 and len(set(graphs)) == 1
     assert seen["wrong_steps"] == 0
+    assert seen["is_the_same_model"]
 
 
 def test_a_denoiser_that_is_compiled_into_another_module_must_be_enabled_again(compiled):
     assert compiled["wrapped"]["after"]["refusal"] == (
         "the pipeline has another scheduler or denoiser than at lemica.enable: call lemica.enable again"
     )
-
-
-def test_a_compiled_denoiser_has_the_name_and_config_of_the_original(tiny):
-    target = target_of(tiny.pipe)
-    tiny.pipe.transformer = torch.compile(tiny.pipe.transformer, backend="eager")
-    assert target_of(tiny.pipe) == target
 
 
 # LoRA
