@@ -13,7 +13,7 @@ EXTRAS = {
 }
 
 
-class Refused(ValueError):
+class Refused(Exception):
     """What was asked for cannot be done. The message is one line that says what was wrong and what to type."""
 
 

@@ -9,6 +9,7 @@ from conftest import REPOSITORY
 # From the ground up. A room may import what stands before it, and itself.
 ROOMS = [
     "lemica.errors",
+    "lemica.versions",
     "lemica.files",
     "lemica.streams",
     "lemica.masks",

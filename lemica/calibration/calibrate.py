@@ -6,7 +6,6 @@ Under torchrun every rank holds the whole model and works alone on samples of it
 are more ranks than samples left.
 """
 
-import importlib.metadata
 import os
 import shlex
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from lemica.masks import Target
 from lemica.planning.graph import ErrorGraph, merge_graphs, write_graph
 from lemica.planning.paths import feasible_budgets
 from lemica.streams import Unfailing, say, tell
+from lemica.versions import versions
 
 if TYPE_CHECKING:
     from lemica.calibration.replays import Sampling
@@ -85,7 +85,12 @@ class Workload:
 
 
 def calibrate_to(
-    output: Path, plan: Workload, model: Model, settings: dict[str, Any], show_progress: bool = True
+    output: Path,
+    plan: Workload,
+    model: Model,
+    settings: dict[str, Any],
+    show_progress: bool = True,
+    is_kept: bool = True,
 ) -> None:
     """Measure on this rank; rank 0 writes the graph once all are done.
 
@@ -93,6 +98,7 @@ def calibrate_to(
         output: the graph's file; what is unfinished is kept in a folder beside it, from which the same call goes on.
         settings: what decides the numbers: other ones do not go on from that folder.
         show_progress: print the cost and where the graph is, and show a progress bar.
+        is_kept: whether `output` stays: where it is temporary, it is not named.
 
     Raises Refused where `output` is there already, where another calibration is at work on it, and where ranks are
     gone.
@@ -114,12 +120,12 @@ def calibrate_to(
                 try_name(output)
         if shown:
             kept = f"unfinished work is kept in {checkpoints.folder}: after an interruption the same command goes on"
-            tell(plan.cost(world_size), kept)
+            tell(plan.cost(world_size), *([kept] if is_kept else []))
         if units:
             measure_units(plan, model, units, checkpoints, shown)
         if rank == 0:
             graph = write_averaged(plan, checkpoints, crew, output)
-            if shown:
+            if shown and is_kept:
                 say(f"{output}: {len(plan.samples)} samples; next: {next_command(graph, output)}")
 
 
@@ -193,18 +199,8 @@ def averaged(plan: Workload, checkpoints: Checkpoints, crew: Crew) -> ErrorGraph
     for sample in range(len(plan.samples)):
         measured = checkpoints.measured(sample)
         graphs.append(sample_graph(measured.errors, plan.mode, measured.target, plan.max_gap))
-    return replace(merge_graphs(graphs), made_by=f"lemica calibrate, {_versions()}")
-
-
-def _versions() -> str:
-    """The versions of what the numbers come from."""
-    found = []
-    for package in ("torch", "diffusers"):
-        try:
-            found.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return ", ".join(found)
+    made_with = ", ".join(f"{package} {version}" for package, version in versions().items() if package != "lemica")
+    return replace(merge_graphs(graphs), made_by=f"lemica calibrate, {made_with}")
 
 
 def _missing(plan: Workload, checkpoints: Checkpoints) -> list[int]:

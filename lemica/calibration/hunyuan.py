@@ -206,4 +206,4 @@ def prepared_run(pipeline, settings) -> "Sampling":
 
     with torch.no_grad():
         inputs = pipeline.prepare(settings)
-    return Sampling(lambda: pipeline.denoise(inputs), [pipeline.transformer], inputs.scheduler)
+    return Sampling(lambda: pipeline.denoise(inputs), [pipeline.transformer], inputs.scheduler, timesteps_are_set=True)

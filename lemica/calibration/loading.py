@@ -39,9 +39,12 @@ def load_pipeline(path_or_id: str, dtype: str = "bf16", offloading: bool = True)
 
 
 def _on_gpu(pipe: Any, offloading: bool) -> Any:
+    import torch
+
     if not offloading:
         return pipe.to("cuda")
-    pipe.enable_model_cpu_offload()
+    # By number: diffusers does not ask which GPU is this rank's.
+    pipe.enable_model_cpu_offload(gpu_id=torch.cuda.current_device())
     return pipe
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lemica.reuse.cache import copied
 from lemica.reuse.watch import unwatch, watch
 
 # Beginnings of the names that diffusers' pipelines give to what encodes texts and images and makes the first latents.
@@ -49,14 +50,10 @@ class Once:
             self._is_inside = True
             result = method(*args, **kwargs)
             self._is_inside = False
-            self._results[place] = tree_map(_copied, result), [generator.get_state() for generator in generators]
+            self._results[place] = tree_map(copied, result), [generator.get_state() for generator in generators]
             return result
         result, states = self._results[place]
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
         # Copies, because a pipeline may write into what it was given.
-        return tree_map(_copied, result)
-
-
-def _copied(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
+        return tree_map(copied, result)

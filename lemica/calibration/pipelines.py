@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from lemica.calibration.calibrate import Workload, calibrate_to
-from lemica.calibration.edges import work_for
+from lemica.calibration.edges import EXACT, FAST, work_for
 from lemica.calibration.locks import Exchange
 from lemica.calibration.once import Once
 from lemica.calibration.replays import RunEnds, Sampling
-from lemica.errors import Refused
+from lemica.errors import Refused, refusing
 from lemica.masks import Target
 from lemica.planning.graph import ErrorGraph, read_graph
 from lemica.reuse.hook import Interceptor, Run
@@ -52,16 +52,19 @@ def calibrate(
             interruption.
         show_progress: a progress bar, and the cost before it.
 
-    Texts and images are encoded once per sample, and nothing is decoded. Raises ``lemica.errors.Refused``, a
-    ValueError, for samples that cannot be calibrated, and where `output` is there already or was begun with others.
+    Texts and images are encoded once per sample, and nothing is decoded. Raises ``lemica.errors.Refused`` for
+    samples that cannot be calibrated, and where `output` is there already or was begun with others.
 
     Example:
         >>> samples = [dict(prompt=prompt, seed=0) for prompt in ("a red circle", "a blue square")]
         >>> graph = lemica.calibrate(pipe, samples, num_inference_steps=50, output="graph.json")
     """
-    if not samples:
+    if not samples or isinstance(samples, Mapping):
         raise Refused("no samples: give a list of at least one dict(prompt=..., seed=0)")
-    refuse_other_caches(denoisers_of(pipe))
+    if edges not in (FAST, EXACT):
+        raise Refused(f'edges are "{FAST}" or "{EXACT}", got {edges!r:.60}')
+    with refusing(ValueError):
+        refuse_other_caches(denoisers_of(pipe))
     model = PipelineModel(pipe, num_inference_steps)
     with quiet(pipe):
         num_steps = model.num_steps(samples[0])
@@ -72,7 +75,7 @@ def calibrate(
         settings = model.settings(samples) | {"edges": edges, "max_gap": gap}
         with nullcontext(output) if output else tempfile.TemporaryDirectory() as place:
             path = Path(place) if output else Path(place) / "graph.json"
-            calibrate_to(path, work, model, settings, show_progress)
+            calibrate_to(path, work, model, settings, show_progress, is_kept=bool(output))
             return read_graph(path)
 
 
@@ -86,11 +89,20 @@ class PipelineModel:
 
     def __init__(self, pipe: Any, num_inference_steps: int):
         self.pipe, self.num_inference_steps = pipe, num_inference_steps
+        self._prepared: tuple[Mapping[str, Any], Sampling] | None = None
 
     def prepare(self, sample: Mapping[str, Any]) -> tuple[Sampling, Target]:
         """What denoises one sample, and what it belongs to but for the noise levels."""
+        # The same again for the same sample, so that what it has encoded is encoded once.
+        if self._prepared is None or self._prepared[0] is not sample:
+            self._prepared = sample, self._sampling(sample)
+        return self._prepared[1], target_of(self.pipe)
+
+    def _sampling(self, sample: Mapping[str, Any]) -> Sampling:
         if "generator" in sample:
             raise Refused("a sample has a seed, not a generator: every replay begins with the same noise")
+        if "num_inference_steps" in sample:
+            raise Refused("a sample has num_inference_steps: leave it out, all have those of the calibration")
         once = Once(self.pipe)
         call = {name: value for name, value in sample.items() if name != "seed"}
 
@@ -99,12 +111,14 @@ class PipelineModel:
             with once.calling():
                 self.pipe(**call, generator=generator, num_inference_steps=self.num_inference_steps)
 
-        return Sampling(start, denoisers_of(self.pipe), self.pipe.scheduler), target_of(self.pipe)
+        return Sampling(start, denoisers_of(self.pipe), self.pipe.scheduler)
 
     def num_steps(self, sample: Mapping[str, Any]) -> int:
-        """The number of the scheduler's steps: more than ``num_inference_steps`` for a sampler of second order."""
+        """The number of the scheduler's steps: more than ``num_inference_steps`` for Heun's and some others."""
         counting = _Counting()
-        self.prepare(sample)[0].obeying(counting)
+        # The pipeline says in its own words what is wrong with an argument.
+        with refusing(ValueError, TypeError, hint=f" (said by {type(self.pipe).__name__}'s call)"):
+            self.prepare(sample)[0].obeying(counting)
         if counting.num_steps is None:
             raise Refused(f"{type(self.pipe).__name__} did not call its scheduler's set_timesteps")
         return counting.num_steps

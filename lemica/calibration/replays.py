@@ -32,16 +32,19 @@ class Sampling:
         start: goes from noise to clean latents, by way of the denoisers and the scheduler.
         denoisers: the modules that are called at every step.
         scheduler: the object whose ``step`` ends a step, or the original of its copies.
+        timesteps_are_set: whether `start` does without ``set_timesteps``, which was called before.
     """
 
     start: Callable[[], Any]
     denoisers: Sequence[torch.nn.Module]
     scheduler: Any
+    timesteps_are_set: bool = False
 
     def obeying(self, interceptor: Interceptor) -> None:
         """Run once under `interceptor`."""
         ends_early = suppress(RunEnds)
-        with torch.no_grad(), ends_early, intercepted(self.denoisers, self.scheduler, interceptor):
+        inside = intercepted(self.denoisers, self.scheduler, interceptor, self.timesteps_are_set)
+        with torch.no_grad(), ends_early, inside:
             self.start()
 
 
@@ -53,30 +56,31 @@ class Record(Interceptor):
     """Of an uncached run of N steps, in CPU memory: N + 1 latents, and the denoiser's outputs by step and slot."""
 
     def __init__(self, on_forward: Callable[[], None]):
-        self.on_forward = on_forward
+        self.on_forward, self.latents = on_forward, []
 
     def begin_run(self, run: Run, scheduler: Any) -> None:
-        self.sigmas = noise_levels(scheduler)
+        self.num_steps, self.sigmas = run.num_steps, noise_levels(scheduler)
         self.outputs: list[list[Any]] = []
-        self.shapes: list[list[Hashable]] = []
+        self.kinds: list[list[Hashable]] = []
         self.latents: list[torch.Tensor] = []
 
     def call(self, call: Call) -> Any:
         output = call.compute()
         if call.slot == 0:
             self.outputs.append([])
-            self.shapes.append([])
+            self.kinds.append([])
             self.on_forward()
         # A copy, because a pipeline may write into what its denoiser returned.
         self.outputs[-1].append(tree_map_only(torch.Tensor, lambda tensor: tensor.to("cpu", copy=True), output))
-        self.shapes[-1].append(call.shapes)
+        self.kinds[-1].append(call.kind)
         self.device = next(leaf.device for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor))
         return output
 
     def end_step(self, run: Run, before: torch.Tensor | None, after: torch.Tensor) -> None:
         if run.first:
             raise Refused(
-                f"this call begins at step {run.first} of {run.num_steps}: calibrate with one that begins with noise"
+                f"this call begins at step {run.first} of {run.num_steps}: calibrate with one that begins with noise, "
+                "such as strength=1.0"
             )
         if not self.latents:
             self.latents.append(before.to("cpu", copy=True))
@@ -87,7 +91,7 @@ class Record(Interceptor):
 
     def output(self, step: int, call: Call) -> Any:
         """What the denoiser returned at `step` to such a call, on its device; None where there was no such call."""
-        if call.slot >= len(self.outputs[step]) or call.shapes != self.shapes[step][call.slot]:
+        if call.slot >= len(self.outputs[step]) or call.kind != self.kinds[step][call.slot]:
             return None
         output = self.outputs[step][call.slot]
         return tree_map_only(torch.Tensor, lambda tensor: tensor.to(self.device, copy=True), output)
@@ -140,10 +144,21 @@ class Replay(Interceptor):
 
     def end_step(self, run: Run, before: torch.Tensor | None, after: torch.Tensor) -> None:
         following = run.step + 1
+        if following == self.i + 1:
+            self._refuse_other_latents(after, following)
         if following > self.i + 1 and (following <= self.j or following == self.end):
             self.errors[following] = self.record.error(after, following)
         if following == self.end:
             raise RunEnds
+
+    def _refuse_other_latents(self, latents: torch.Tensor, step: int) -> None:
+        """All before was played from the record: other latents would be taken for errors of reuse."""
+        size = self.record.latents[step].double().abs().mean().item()
+        if self.record.error(latents, step) > 1e-3 * size:
+            raise Refused(
+                "two calls with one seed differ: the sampler draws noise of its own, or the pipeline keeps something "
+                "from call to call; calibrate with a sampler that draws from the generator it is given"
+            )
 
 
 class Trajectory:
@@ -158,6 +173,11 @@ class Trajectory:
         self.sampling, self.on_forward = sampling, on_forward
         self.record = Record(on_forward)
         sampling.obeying(self.record)
+        made, wanted = len(self.record.latents) - 1, getattr(self.record, "num_steps", None)
+        if made != wanted:
+            raise Refused(
+                f"the pipeline made {max(made, 0)} of the scheduler's {wanted} steps: it cannot be calibrated"
+            )
 
     @property
     def num_steps(self) -> int:

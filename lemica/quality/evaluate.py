@@ -9,7 +9,6 @@ interruption. What is evaluated is a ``Model``: any diffusers pipeline (pipeline
 """
 
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
@@ -29,6 +28,7 @@ from lemica.quality.evaluation import Evaluation, Measured, document, row_of
 from lemica.quality.kept import Kept
 from lemica.quality.metrics import Quality, means_of, psnr, ssim
 from lemica.streams import Unfailing, tell
+from lemica.versions import versions
 
 UNCACHED, NOISE_FLOOR = "no cache", "noise floor"
 
@@ -144,7 +144,7 @@ def evaluate(
     the noise floor: no cache, once more, with the initial noise moved by 1e-5 of itself. PSNR and SSIM are those of the
     decoded pictures or frames, seconds those of the whole call.
 
-    Raises ``lemica.errors.Refused``, a ValueError, for samples, masks and budgets that do not fit the pipeline, and
+    Raises ``lemica.errors.Refused`` for samples, masks and budgets that do not fit the pipeline, and
     where `output` holds results of other samples or settings.
 
     Example:
@@ -195,9 +195,9 @@ def evaluate_to(
         raise Refused("no samples: give a list of at least one dict(prompt=..., seed=0)")
     for sample in samples:
         model.refuse(sample, fewer_steps)
-    versions = _versions()
+    made_with = versions()
     with refusing(OSError):
-        kept = Kept(folder, model.settings(samples) | versions)
+        kept = Kept(folder, model.settings(samples) | made_with)
     with model.ready():
         tried = model.try_out(samples[0], wanted)
         methods = _methods(model.num_inference_steps, tried, fewer_steps)
@@ -205,7 +205,7 @@ def evaluate_to(
         if show_progress:
             tell(_cost(methods, missing), f"numbers are kept in {folder}: the same command goes on with them")
         measure(model, samples, methods[0], missing, kept, show_progress)
-    return _evaluation(model, methods, tried, kept, len(samples), versions)
+    return _evaluation(model, methods, tried, kept, len(samples), made_with)
 
 
 def _methods(num_inference_steps: int, tried: Tried, fewer_steps: bool) -> list[Method]:
@@ -280,14 +280,14 @@ def _evaluation(
     tried: Tried,
     kept: Kept,
     num_samples: int,
-    versions: Mapping[str, str],
+    made_with: Mapping[str, str],
 ) -> Evaluation:
     found = {method.name: [kept.read(index, method) for index in range(num_samples)] for method in methods}
     rows = []
     for method in methods:
         rival = found.get(_fewer(method.steps), []) if method.mask else []
         rows.append(row_of(method.name, found[method.name], rival, found[UNCACHED]))
-    return Evaluation(tuple(rows), model.about(), versions, tuple(_notes(methods, tried, found)))
+    return Evaluation(tuple(rows), model.about(), made_with, tuple(_notes(methods, tried, found)))
 
 
 def _notes(methods: Sequence[Method], tried: Tried, found: Mapping[str, Sequence[Measured]]) -> list[str]:
@@ -299,14 +299,3 @@ def _notes(methods: Sequence[Method], tried: Tried, found: Mapping[str, Sequence
     if not tried.can_move_noise:
         notes.append("no noise floor: the pipeline has no prepare_latents, whose result is what would be moved")
     return notes
-
-
-def _versions() -> dict[str, str]:
-    """What the numbers come from."""
-    found = {}
-    for package in ("torch", "diffusers", "transformers", "lemica"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -2,7 +2,8 @@
 
 A computed call runs the denoiser and keeps what it returns. A reused call returns sum_k w_k y_k of the last outputs y_k
 that its slot has kept (LeMiCa, arXiv 2511.00090, with weight 1 for the newest one) and never enters the denoiser. Where
-a slot has not kept what its weights read, the call is computed: a fallback, which is counted.
+a slot has kept the newest output only, it is held; where not even that, the call is computed: a fallback, which is
+counted.
 """
 
 from collections import deque
@@ -75,24 +76,30 @@ class StepReuse(Interceptor):
         mask = self.choose(scheduler)
         self._keeps, self._history = kept_steps(mask), mask.history
         self.run, self.record = run, RunRecord(mask, Clock(working_device(scheduler)))
-        self.record.clock.mark()
 
     def call(self, call: Call) -> Any:
-        kept = self._kept.setdefault((call.slot, call.shapes), deque(maxlen=self._history))
-        read = self._read(call.step, kept)
-        self.record.calls[-1].append(not read)
-        if read:
-            return weighted_sum([entry.output for entry in read], self.record.mask.weights[call.step])
+        if call.done == call.slot == 0:
+            # Not before: between set_timesteps and here some pipelines encode a video.
+            self.record.clock.mark()
+        kept = self._kept.setdefault((call.slot, call.kind), deque(maxlen=self._history))
+        outputs, weights = self._read(call.step, kept)
+        self.record.calls[-1].append(not outputs)
+        if outputs:
+            return weighted_sum(outputs, weights)
         output = call.compute()
-        if self._keeps[call.step] or not self.record.mask.steps[call.step]:
+        # The first call, too, and a fallback: what begins in the middle of a mask has nothing else.
+        if call.done == 0 or self._keeps[call.step] or not self.record.mask.steps[call.step]:
             # A copy, because pipelines write into what their denoiser returned.
-            kept.append(Kept(call.done, tree_map(_copied, output)))
+            kept.append(Kept(call.done, tree_map(copied, output)))
             self.record.kept_bytes = max(self.record.kept_bytes, self._bytes())
         return output
 
     def end_step(self, run: Run, before: torch.Tensor | None, after: torch.Tensor) -> None:
         self.record.first = run.first
         self.record.clock.mark()
+        if run.step == 0 and not self._keeps[0]:
+            # It was kept for the case that this is a later step.
+            self._kept.clear()
         self.record.calls.append([])
 
     def end_run(self) -> None:
@@ -100,18 +107,23 @@ class StepReuse(Interceptor):
         if not self.record.calls[-1]:
             self.record.calls.pop()
 
-    def _read(self, step: int, kept: Sequence[Kept]) -> list[Kept]:
-        """What the weights of a reused step are for; nothing where the step is computed, and where any is missing."""
+    def _read(self, step: int, kept: Sequence[Kept]) -> tuple[list[Any], Sequence[float]]:
+        """Kept outputs and their weights; none where the step is computed, and where the newest output is missing.
+
+        Where older ones are missing, as after a beginning in the middle of the mask, the newest is held.
+        """
         mask = self.record.mask
         if mask.steps[step]:
-            return []
-        count = len(mask.weights[step])
-        wanted = [computed for computed in mask.computed_steps if computed < step][-count:]
-        newest = list(kept)[-count:]
-        found = [self.run.first + entry.done for entry in newest]
-        # What is newer than the mask's newest step, a fallback's, can be held as well.
-        fits = found == wanted or (count == 1 and found and found[0] > wanted[0])
-        return newest if fits else []
+            return [], ()
+        weights = mask.weights[step]
+        wanted = [computed for computed in mask.computed_steps if computed < step][-len(weights) :]
+        read = list(kept)[-len(weights) :]
+        found = [self.run.first + entry.done for entry in read]
+        if not found or found[-1] < wanted[-1]:
+            return [], ()
+        if found == wanted and _are_alike(read):
+            return [entry.output for entry in read], weights
+        return [read[-1].output], (1.0,)
 
     def _bytes(self) -> int:
         tensors = (leaf for kept in self._kept.values() for entry in kept for leaf in tree_leaves(entry.output))
@@ -148,12 +160,26 @@ def weighted_sum(outputs: Sequence[Any], weights: Sequence[float]) -> Any:
 def _weighted_sum(leaves: Sequence[Any], weights: Sequence[float]) -> Any:
     newest = leaves[-1]
     if tuple(weights) == (1.0,) or not (isinstance(newest, torch.Tensor) and newest.is_floating_point()):
-        return _copied(newest)
+        return copied(newest)
     total = weights[0] * leaves[0].to(torch.promote_types(newest.dtype, torch.float32))
     for leaf, weight in zip(leaves[1:], weights[1:], strict=True):
         total.add_(leaf, alpha=weight)
     return total.to(newest.dtype)
 
 
-def _copied(leaf: Any) -> Any:
+def _are_alike(entries: Sequence[Kept]) -> bool:
+    shapes = {tuple(leaf.shape for leaf in tree_leaves(entry.output) if _is_tensor(leaf)) for entry in entries}
+    return len(shapes) == 1
+
+
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor)
+
+
+def copied(leaf: Any) -> Any:
+    """A copy of a tensor; anything else as it is.
+
+    >>> copied("cond")
+    'cond'
+    """
     return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf

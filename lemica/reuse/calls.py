@@ -13,7 +13,9 @@ watched. The class must stay: diffusers' ``from_pipe`` asks for it, and compiled
     >>> calls.give_back()
 """
 
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -64,3 +66,40 @@ class WatchedCalls:
     def _call(self, *args, **kwargs) -> Any:
         call = self._module._call_impl if self._found is None else self._found
         return call(*args, **kwargs)
+
+
+class WatchedNames:
+    """The name that a pipeline gives to a module's call, "cond" or "uncond", by diffusers' ``cache_context``.
+
+    Args:
+        module: whose; one without such a method has no names.
+
+    `current` is the name of the call that is being made, "" where it has none.
+    """
+
+    def __init__(self, module: torch.nn.Module):
+        self._module, self._original, self.current = module, None, ""
+
+    def take_place(self) -> None:
+        if self._original is None and hasattr(self._module, "cache_context"):
+            self._original = self._module.cache_context
+            object.__setattr__(self._module, "cache_context", self)
+
+    def give_back(self) -> None:
+        if vars(self._module).get("cache_context") is self:
+            object.__delattr__(self._module, "cache_context")
+        self._original = None
+
+    @contextmanager
+    def __call__(self, name: str, *args, **kwargs) -> Iterator[None]:
+        with self._original(name, *args, **kwargs):
+            before, self.current = self.current, name
+            try:
+                yield
+            finally:
+                self.current = before
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        # A copy of the module names its calls by itself.
+        copy = memo.get(id(self._module))
+        return self if copy is None else types.MethodType(type(copy).cache_context, copy)

@@ -14,14 +14,17 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
 
-from lemica.reuse.calls import WatchedCalls
+from lemica.reuse.calls import WatchedCalls, WatchedNames
 from lemica.reuse.watch import owner_of, unwatch, watch
 
+# Arguments in which diffusers' denoisers keep what they need at the next step.
+_STATE = ("kv_cache", "kv_caches", "kv_cache_mode")
 _TAKEN = (
     "LeMiCa is at work on this denoiser or scheduler already, maybe through another pipeline that has it, too: call "
     "lemica.disable on that pipeline first"
@@ -57,14 +60,15 @@ class Call:
 
     Args:
         step, slot: which; `done` counts the run's steps where `step` counts the scheduler's.
-        shapes: of all tensors among the arguments: a batch that shrinks has other shapes.
+        kind: the name that the pipeline gives the call, and the shapes of all tensors among the arguments: calls of
+            other branches, or of a batch that has shrunk, are not alike.
         compute: runs the module and gives its output.
     """
 
     step: int
     done: int
     slot: int
-    shapes: Hashable
+    kind: Hashable
     compute: Callable[[], Any]
 
 
@@ -90,21 +94,25 @@ class Hook:
 
     Args:
         denoisers: the modules that the pipeline calls at every step; several take turns, as Wan 2.2's experts do.
-        scheduler: any object with ``set_timesteps(...)``, ``timesteps`` and ``step(output, t, latents)``, or the
-            original of copies that the pipeline makes.
+        scheduler: any object with ``set_timesteps(...)``, ``timesteps`` and ``step(output, timestep, sample)``, whose
+            parameters have these names, or the original of copies that the pipeline makes.
         interceptor: what becomes of the calls.
     """
 
     def __init__(self, denoisers: Sequence[torch.nn.Module], scheduler: Any, interceptor: Interceptor):
         self.denoisers, self.scheduler, self.interceptor = list(denoisers), scheduler, interceptor
-        self._calls = [WatchedCalls(denoiser, self._on_call) for denoiser in dict.fromkeys(self.denoisers)]
+        modules = list(dict.fromkeys(self.denoisers))
+        self._names = {id(module): WatchedNames(module) for module in modules}
+        self._calls = [WatchedCalls(module, partial(self._on_call, self._names[id(module)])) for module in modules]
         self._running = threading.Lock()
         self._thread: int | None = None
         self._run: Run | None = None
-        self._has_begun = False
+        self._last_timestep: Any = None
 
     def attach(self) -> None:
-        """Raises ValueError where one of them is under another hook."""
+        """Raises ValueError where one of them is under another hook, and where there is no scheduler."""
+        if not hasattr(self.scheduler, "step"):
+            raise ValueError(f"there is no scheduler with a step, but {self.scheduler!r:.60}: give one")
         if owner_of(self.scheduler) is not None:
             raise ValueError(_TAKEN)
         self._watch_calls()
@@ -114,8 +122,8 @@ class Hook:
 
     def detach(self) -> None:
         """All is as it was before; copies of the scheduler that are still about do what the original does."""
-        for calls in self._calls:
-            calls.give_back()
+        for watched in (*self._calls, *self._names.values()):
+            watched.give_back()
         unwatch(self.scheduler)
 
     @contextmanager
@@ -131,7 +139,7 @@ class Hook:
                 "this pipeline is running already, in another thread or around this call: give every thread a pipeline "
                 "of its own, or wait until it is done"
             )
-        self._thread, self._has_begun = threading.get_ident(), False
+        self._thread = threading.get_ident()
         try:
             yield
         finally:
@@ -151,8 +159,12 @@ class Hook:
     def _watch_calls(self) -> None:
         if not all(calls.is_free for calls in self._calls):
             raise ValueError(_TAKEN)
-        for calls in self._calls:
-            calls.take_place()
+        for watched in (*self._calls, *self._names.values()):
+            watched.take_place()
+
+    def begin(self) -> None:
+        """Within ``running``: a run whose time steps were set before."""
+        self._begin(self.scheduler)
 
     @property
     def _is_here(self) -> bool:
@@ -165,15 +177,13 @@ class Hook:
             self._begin(_owner(set_timesteps))
         return result
 
-    def _on_call(self, call: Callable, args: tuple, kwargs: dict) -> Any:
-        if self._is_here and not self._has_begun:
-            # The time steps were set before.
-            self._begin(self.scheduler)
+    def _on_call(self, name: WatchedNames, call: Callable, args: tuple, kwargs: dict) -> Any:
         if not self._is_here or self._run is None:
             return call(*args, **kwargs)
         run = self._run
-        compute = functools.partial(call, *args, **kwargs)
-        output = self.interceptor.call(Call(run.step, run.done, run.slot, _shapes((args, kwargs)), compute))
+        _refuse_state(kwargs)
+        kind = (name.current, *_shapes((args, kwargs)))
+        output = self.interceptor.call(Call(run.step, run.done, run.slot, kind, partial(call, *args, **kwargs)))
         run.slot += 1
         return output
 
@@ -183,19 +193,30 @@ class Hook:
         if self._is_here and run is not None and run.leader in (None, scheduler):
             run.leader = scheduler
             named = dict(zip(_parameters(step.func), (*step.args, *args), strict=False)) | kwargs
-            self._end_step(run, named, result[0])
+            self._end_step(run, named, result if isinstance(result, torch.Tensor) else result[0])
         return result
 
     def _begin(self, scheduler: Any) -> None:
         self._end()
-        self._has_begun = True
         run = Run(len(scheduler.timesteps))
         self.interceptor.begin_run(run, scheduler)
         self._run = run
 
     def _end_step(self, run: Run, arguments: dict, after: torch.Tensor) -> None:
+        if run.slot == 0:
+            raise RuntimeError(
+                "the pipeline has made a step without a call of its denoiser that LeMiCa sees: it has another one, or "
+                "calls it in a way of its own"
+            )
+        timestep = arguments.get("timestep")
+        # The same object: comparing numbers would wait for the device.
+        if isinstance(timestep, torch.Tensor) and timestep is self._last_timestep:
+            raise RuntimeError(
+                "the pipeline steps its scheduler several times per time step: LeMiCa counts one step each"
+            )
+        self._last_timestep = timestep
         if run.done == 0:
-            run.first = _step_of(run.leader, arguments.get("timestep"))
+            run.first = _step_of(run.leader, timestep)
         self.interceptor.end_step(run, arguments.get("sample"), after)
         run.done += 1
         run.slot = 0
@@ -204,23 +225,32 @@ class Hook:
 
     def _end(self) -> None:
         if self._run is not None:
-            self._run = None
+            self._run = self._last_timestep = None
             self.interceptor.end_run()
 
 
 @contextmanager
-def intercepted(denoisers: Sequence[torch.nn.Module], scheduler: Any, interceptor: Interceptor) -> Iterator[None]:
-    """Inside, a run obeys `interceptor`; afterwards denoisers and scheduler are as before. Arguments as in ``Hook``."""
+def intercepted(
+    denoisers: Sequence[torch.nn.Module], scheduler: Any, interceptor: Interceptor, timesteps_are_set: bool = False
+) -> Iterator[None]:
+    """Inside, a run obeys `interceptor`; afterwards denoisers and scheduler are as before.
+
+    Args:
+        denoisers, scheduler, interceptor: as in ``Hook``.
+        timesteps_are_set: whether the run does without ``set_timesteps``, which was called before.
+    """
     hook = Hook(denoisers, scheduler, interceptor)
     hook.attach()
     try:
         with hook.running():
+            if timesteps_are_set:
+                hook.begin()
             yield
     finally:
         hook.detach()
 
 
-def _owner(method: functools.partial) -> Any:
+def _owner(method: partial) -> Any:
     return method.args[0]
 
 
@@ -236,10 +266,19 @@ def _shapes(arguments: Any) -> Hashable:
 
 def _step_of(scheduler: Any, timestep: Any) -> int:
     """The number of the step just done: a pipeline that begins with an image does not begin with step 0."""
-    begin = getattr(scheduler, "begin_index", None)
-    if begin is not None:
-        return begin
+    following = getattr(scheduler, "step_index", None)
+    if following is not None:
+        return following - 1
     if timestep is None:
         return 0
     matches = (torch.as_tensor(scheduler.timesteps) == timestep).nonzero().flatten().tolist()
     return matches[0] if matches else 0
+
+
+def _refuse_state(kwargs: dict) -> None:
+    """Raises ValueError for a call that leaves something in its arguments for the next step, which may not come."""
+    if any(kwargs.get(name) is not None for name in _STATE):
+        raise ValueError(
+            "this pipeline hands keys and values on from step to step, which a reused step would miss: call it with "
+            "use_kv_cache=False, or without reference images"
+        )

@@ -10,7 +10,7 @@ import torch
 from lemica.masks import Target
 
 # The attributes under which diffusers' pipelines keep what they call at every step.
-DENOISERS = ("transformer", "transformer_2", "unet")
+DENOISERS = ("transformer", "transformer_2", "unconditional_transformer", "unet")
 
 
 def denoisers_of(pipe: Any) -> list[torch.nn.Module]:
@@ -28,8 +28,9 @@ def denoisers_of(pipe: Any) -> list[torch.nn.Module]:
 def target_of(pipe: Any) -> Target:
     """What a mask for this pipeline belongs to, but for the noise levels, which each run sets."""
     denoisers = denoisers_of(pipe)
-    model = type(pipe).__name__ + "".join(f" with LoRA {name}" for name in sorted(_adapters(pipe, denoisers)))
-    return Target(model=model, config=digest_of(denoisers), dtype=_dtype_name(denoisers[0]))
+    parts = [type(pipe).__name__, class_name(pipe.scheduler)]
+    parts += [f"LoRA {name}" for name in sorted(_adapters(pipe, denoisers))]
+    return Target(model=", ".join(parts), config=digest_of(denoisers), dtype=_dtype_name(denoisers[0]))
 
 
 def _adapters(pipe: Any, denoisers: list[torch.nn.Module]) -> set[str]:

@@ -17,7 +17,8 @@ def reusing(denoisers: Sequence[torch.nn.Module], scheduler: Any, mask: Mask) ->
 
     Args:
         denoisers: the modules that the loop calls at every step.
-        scheduler: any object with ``set_timesteps(...)``, ``timesteps`` and ``step(output, t, latents)``.
+        scheduler: any object with ``set_timesteps(...)``, ``timesteps`` and ``step(output, timestep, sample)``; the
+            loop uses all of them.
         mask: of as many steps as the scheduler has; it must have its weights.
 
     Gives the reuse, whose `record` tells afterwards what was done.

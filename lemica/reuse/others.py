@@ -5,7 +5,7 @@ import torch
 from lemica.reuse.identity import class_name
 
 # Parts of the names that the hooks of diffusers' caches have in its hook registries.
-_HOOK_NAMES = ("cache", "fbc_", "pyramid_attention_broadcast", "taylorseer")
+_HOOK_NAMES = ("faster_cache", "fbc_", "mag_cache", "sea_cache", "pyramid_attention_broadcast", "taylorseer")
 
 
 def refuse_other_caches(denoisers: list[torch.nn.Module]) -> None:

@@ -61,7 +61,13 @@ def enable(
     """
     if (mask is None) == (budget is None):
         raise ValueError('give a mask or a budget: lemica.enable(pipe, "mask.json") or lemica.enable(pipe, budget=20)')
+    if mask is not None and not isinstance(mask, (Mask, str, os.PathLike)):
+        raise ValueError(f"a mask is a Mask or the file of one, got {mask!r:.60}: for a number of steps type budget=20")
+    if budget is not None and (type(budget) is not int or budget < 2):
+        raise ValueError(f"budget must be a whole number of steps, at least 2; got {budget!r:.60}")
     denoisers = denoisers_of(pipe)
+    if getattr(pipe, "scheduler", None) is None:
+        raise ValueError(f"{type(pipe).__name__} has no scheduler: give it one first")
     if mask is None:
         choose = _budget_chooser(pipe, budget, model)
     else:

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ def test_time_steps_that_were_set_before_are_a_run_too(parts):
     denoiser, scheduler = parts
     scheduler.set_timesteps(1)
     watching = Watching()
-    with hooked(parts, watching):
+    with intercepted([denoiser], scheduler, watching, timesteps_are_set=True):
         scheduler.step(denoiser(torch.ones(1))[0], 1, torch.ones(1))
     assert watching.seen[0] == ("begins", 1, 1) and watching.seen[-1] == ("over",)
 
@@ -242,3 +243,78 @@ def test_a_second_hook_on_the_same_denoiser_is_refused_and_changes_nothing(parts
         with pytest.raises(ValueError, match=r"LeMiCa is at work on this denoiser .* call lemica\.disable"):
             Hook([parts[0]], other, Interceptor()).attach()
         assert vars(other) == {}
+
+
+def test_a_call_before_the_time_steps_are_set_is_no_part_of_the_run(parts):
+    denoiser, scheduler = parts
+    watching = Watching()
+    with hooked(parts, watching):
+        denoiser(torch.ones(1))
+        sample(denoiser, scheduler, steps=1)
+    assert [event[:2] for event in watching.seen] == [("begins", 1), (0, 0), (0, "ends"), ("over",)]
+
+
+def test_a_step_without_a_call_that_is_seen_is_told(parts):
+    """A pipeline that holds another denoiser would run uncached in silence."""
+    other = Denoiser()
+    with pytest.raises(RuntimeError, match="a step without a call of its denoiser"), hooked(parts, Interceptor()):
+        sample(other, parts[1])
+
+
+def test_a_denoiser_that_keeps_something_for_the_next_step_is_refused(parts):
+    class Keeping(Denoiser):
+        def forward(self, latents, scale=1.0, kv_cache=None):
+            return super().forward(latents, scale)
+
+    denoiser, scheduler = Keeping(), parts[1]
+    with intercepted([denoiser], scheduler, Interceptor()):
+        scheduler.set_timesteps(2)
+        denoiser(torch.ones(1), kv_cache=None)
+        with pytest.raises(ValueError, match="use_kv_cache=False"):
+            denoiser(torch.ones(1), kv_cache={})
+
+
+def test_the_name_that_a_pipeline_gives_a_call_is_part_of_its_kind():
+    class Named(Denoiser):
+        @contextmanager
+        def cache_context(self, name):
+            yield
+
+    class Kinds(Interceptor):
+        def __init__(self):
+            self.seen = []
+
+        def call(self, call):
+            self.seen.append(call.kind)
+            return call.compute()
+
+    denoiser, scheduler, kinds = Named(), Scheduler(), Kinds()
+    before = dict(vars(denoiser))
+    with intercepted([denoiser], scheduler, kinds):
+        scheduler.set_timesteps(1)
+        for name in ("cond", "uncond"):
+            with denoiser.cache_context(name):
+                denoiser(torch.ones(3))
+        denoiser(torch.ones(3))
+        assert copy.deepcopy(denoiser).cache_context.__func__ is Named.cache_context
+    shape = torch.Size([3])
+    assert kinds.seen == [("cond", shape), ("uncond", shape), ("", shape)]
+    assert dict(vars(denoiser)) | {"runs": 0} == before
+
+
+def test_a_scheduler_that_steps_several_times_per_time_step_is_refused(parts):
+    denoiser, scheduler = parts
+    with hooked(parts, Interceptor()):
+        scheduler.set_timesteps(3)
+        timestep = scheduler.timesteps[0]
+        for view in range(2):
+            velocity = denoiser(torch.ones(1))[0]
+            with pytest.raises(RuntimeError, match="several times per time step") if view else nullcontext():
+                scheduler.step(velocity, timestep, torch.ones(1))
+
+
+def test_what_is_no_scheduler_is_refused_and_leaves_the_denoiser_free(parts):
+    with pytest.raises(ValueError, match="there is no scheduler with a step, but None"):
+        Hook([parts[0]], None, Interceptor()).attach()
+    with hooked(parts, Interceptor()):
+        sample(*parts)

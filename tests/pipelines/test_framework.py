@@ -95,6 +95,7 @@ def test_a_task_is_noted_beside_the_other(tmp_path):
     assert json.loads(path.read_text()) == {"t2v": {"found": 2}, "i2v": {"found": 3}}
 
 
+@pytest.mark.slow
 @has_hunyuan_video
 def test_a_comparison_calibrates_plans_and_generates_on_both_sides(tmp_path, monkeypatch):
     from demo.diffusers_model import demo_pipeline

@@ -1,11 +1,13 @@
 """Every pipeline, of diffusers' real classes: what an enabled one computes, and that it is left as it was."""
 
+import diffusers
 import pytest
 import torch
 from tiny import make, pipelines_here, run
 
 import lemica
-from lemica.masks import Mask, hold, step_mask
+from lemica.errors import Refused
+from lemica.masks import Mask, hold, mask_of, step_mask
 
 STEPS = 6
 # Samplers that call the denoiser more often than they have steps, and pipelines that begin after their first step.
@@ -111,7 +113,7 @@ def test_disabled_it_is_as_before(tiny, name):
 def test_it_is_calibrated_planned_and_run(tiny, name):
     call = {key: value for key, value in tiny.call.items()}
     if name in LATE:
-        with pytest.raises(ValueError, match=f"this call begins at step {LATE[name]} of {STEPS}: calibrate with one"):
+        with pytest.raises(Refused, match=f"this call begins at step {LATE[name]} of {STEPS}: calibrate with one"):
             lemica.calibrate(tiny.pipe, [dict(call, seed=0)], STEPS, max_gap=3, show_progress=False)
         return
     graph = lemica.calibrate(tiny.pipe, [dict(call, seed=0)], STEPS, max_gap=3, show_progress=False)
@@ -122,3 +124,48 @@ def test_it_is_calibrated_planned_and_run(tiny, name):
     latents = run(tiny, STEPS)
     assert torch.isfinite(latents).all()
     assert lemica.summary(tiny.pipe).mask == mask
+
+
+def test_a_slot_that_changes_its_branch_is_computed_and_reported():
+    """Skip-layer guidance takes the unconditional branch's place where guidance stops."""
+    layer = diffusers.LayerSkipConfig([1], fqn="transformer_blocks", skip_attention=False, skip_ff=True)
+    tiny = make("hunyuan_video15_skip_layer")
+    tiny.pipe.guider = diffusers.guiders.SkipLayerGuidance(
+        guidance_scale=6.0,
+        stop=0.5,
+        skip_layer_config=layer,
+        skip_layer_guidance_start=0.34,
+        skip_layer_guidance_stop=1.0,
+    )
+    steps = mask_of((0, 1, 2, 5), STEPS)
+    lemica.enable(tiny.pipe, Mask(steps, kept="velocity", weights=hold(steps)))
+    run(tiny, STEPS)
+    assert lemica.summary(tiny.pipe).fallbacks == ((3, 1),)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "give a mask or a budget"),
+        ({"mask": 20}, "for a number of steps type budget=20"),
+        ({"budget": 1}, "budget must be a whole number of steps, at least 2; got 1"),
+        ({"budget": 20.0}, "budget must be a whole number"),
+        ({"budget": 4, "model": "GPT"}, "the authors' models are "),
+    ],
+)
+def test_what_enable_cannot_take_is_said_in_one_line(arguments, message):
+    tiny = make("flux")
+    with pytest.raises(ValueError, match=message) as refused:
+        lemica.enable(tiny.pipe, **arguments)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_call_that_begins_in_the_middle_reuses_with_a_forecast_too():
+    """Three kept outputs are read where they are there; until then the newest is held."""
+    tiny = make("flux_image_to_image")
+    graph = lemica.calibrate(tiny.pipe, [dict(tiny.call, strength=1.0)], 20, max_gap=6, show_progress=False)
+    lemica.enable(tiny.pipe, lemica.plan(graph, budget=8))
+    run(tiny, 20)
+    told = lemica.summary(tiny.pipe)
+    assert len(told.fallbacks) <= 1
+    assert len(told.reused_seconds) >= 6

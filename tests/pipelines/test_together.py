@@ -23,12 +23,14 @@ from accelerate.hooks import AlignDevicesHook, CpuOffload
 from conftest import REPOSITORY, clean_environment
 from diffusers.hooks import HookRegistry
 from diffusers.hooks.group_offloading import GroupOffloadingHook
+from packaging.version import Version
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from tiny import TinyPipeline, flow_euler, make, run
 from together import MASK, Count, applied_and_enabled, counted_blocks, held, run_noting
 
 import lemica
+from lemica.errors import Refused
 from lemica.masks import Mask, mask_of
 from lemica.reuse import cache
 from lemica.reuse.identity import DENOISERS, denoisers_of, target_of
@@ -227,6 +229,7 @@ def test_what_the_pipeline_writes_into_is_a_copy(tiny):
 @pytest.fixture(scope="module")
 def compiled() -> dict:
     """What compiled_pipeline_worker.py saw, by the way of compiling and by when that was."""
+    once_under_the_newer_diffusers()
     done = subprocess.run(
         [sys.executable, "-W", "ignore", WORKERS / "compiled_pipeline_worker.py"],
         env=worker_environment() | {"TORCHDYNAMO_DISABLE": "0"},
@@ -235,6 +238,12 @@ def compiled() -> dict:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def once_under_the_newer_diffusers() -> None:
+    """Programs of their own take long: they need not run twice."""
+    if Version(diffusers.__version__) < Version("0.40"):
+        pytest.skip("run under the newer diffusers")
 
 
 def worker_environment() -> dict[str, str]:
@@ -317,29 +326,29 @@ def test_adapters_are_swapped_in_place(lora_file):
 
 def test_a_mask_names_the_adapters_that_are_at_work(tiny, lora_file):
     def model() -> str:
-        return target_of(tiny.pipe).model
+        return target_of(tiny.pipe).model.removeprefix("FluxPipeline, FlowMatchEulerDiscreteScheduler")
 
-    assert model() == "FluxPipeline"
+    assert model() == ""
     for name in ("style", "other"):
         tiny.pipe.load_lora_weights(lora_file, adapter_name=name)
     tiny.pipe.set_adapters(["style", "other"])
-    assert model() == "FluxPipeline with LoRA other with LoRA style"
+    assert model() == ", LoRA other, LoRA style"
     tiny.pipe.set_adapters("style")
-    assert model() == "FluxPipeline with LoRA style"
+    assert model() == ", LoRA style"
     tiny.pipe.disable_lora()
-    assert model() == "FluxPipeline"
+    assert model() == ""
     tiny.pipe.enable_lora()
     tiny.pipe.fuse_lora()
     tiny.pipe.unload_lora_weights()
-    assert model() == "FluxPipeline with LoRA style"
+    assert model() == ", LoRA style"
 
 
 @BEFORE_AND_AFTER
 def test_a_mask_that_was_calibrated_without_the_adapter_is_refused_unless_forced(tiny, first):
     mask = held(0, 1, 3, 5, target=target_of(tiny.pipe))
     refusal = (
-        "^the mask is for model FluxPipeline, this run has FluxPipeline with LoRA style: plan one for this pipeline, "
-        "or pass force=True to take it anyway$"
+        "^the mask is for model FluxPipeline, FlowMatchEulerDiscreteScheduler, this run has FluxPipeline, "
+        "FlowMatchEulerDiscreteScheduler, LoRA style: plan one for this pipeline, or pass force=True to take it anyway$"
     )
     with pytest.raises(ValueError, match=refusal):
         applied_and_enabled(tiny.pipe, add_adapter, first, mask)
@@ -440,6 +449,7 @@ def test_cache_dit_is_refused_by_name():
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     """What the two ranks of context_parallel_worker.py saved."""
+    once_under_the_newer_diffusers()
     output = tmp_path_factory.mktemp("ranks") / "rank"
     launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
@@ -703,7 +713,8 @@ def test_no_kept_output_outlives_the_call(tiny, monkeypatch):
     monkeypatch.setattr(cache, "Kept", noting)
     lemica.enable(tiny.pipe, MASK)
     run(tiny)
-    assert len(outputs) == 2
+    # Two that the mask reads, and the first, of which it is not known yet whether the run begins in the middle.
+    assert len(outputs) == 3
     assert all(output() is None for output in outputs)
     assert lemica.summary(tiny.pipe).kept_bytes > 0
 
@@ -826,7 +837,8 @@ def test_a_copy_of_the_denoiser_is_an_ordinary_one(tiny):
     transformer = tiny.pipe.transformer
     for other in (copy.deepcopy(transformer), pickle.loads(pickle.dumps(transformer))):
         assert type(other) is type(transformer)
-        assert vars(other).keys() == vars(make("flux").pipe.transformer).keys()
+        # The name of a call may still be watched, which does nothing to the call.
+        assert vars(other).keys() - {"cache_context"} == vars(make("flux").pipe.transformer).keys()
 
 
 @pytest.mark.parametrize("original_first", [True, False], ids=["original first", "copy first"])
@@ -918,6 +930,6 @@ def test_a_mask_that_is_refused_leaves_the_one_before(tiny):
 
 def test_calibrating_an_enabled_pipeline_is_refused_and_leaves_it_enabled(tiny):
     lemica.enable(tiny.pipe, MASK)
-    with pytest.raises(ValueError, match="LeMiCa is at work on this denoiser or scheduler already"):
+    with pytest.raises(Refused, match="LeMiCa is at work on this denoiser or scheduler already"):
         lemica.calibrate(tiny.pipe, [tiny.call], 6, max_gap=2, show_progress=False)
     assert torch.equal(run(tiny), alone("flux", MASK))
