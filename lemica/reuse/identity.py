@@ -69,5 +69,13 @@ def digest_of(parts: Sequence[Any]) -> str | None:
 
 
 def _dtype_name(module: torch.nn.Module) -> str | None:
-    dtype = getattr(module, "dtype", None) or next((p.dtype for p in module.parameters()), None)
+    """The dtype of the weights, but for those that diffusers keeps in float32 whatever the model's."""
+    # Not module.dtype, which looks through all modules.
+    in_float32 = getattr(_original(module), "_keep_in_fp32_modules", None) or ()
+    dtypes = (
+        weight.dtype
+        for name, weight in module.named_parameters()
+        if weight.is_floating_point() and not any(part in name for part in in_float32)
+    )
+    dtype = next(dtypes, None) or getattr(module, "dtype", None)
     return None if dtype is None else str(dtype).removeprefix("torch.")
