@@ -26,6 +26,7 @@ from hyvideo.pipelines.hunyuan_video_pipeline import (
 from tqdm import tqdm
 
 from demo.angelslim_caches import import_angelslim_caches
+from demo.arithmetic import DTYPES, arithmetic
 from demo.attention import fused_attention
 from demo.calibrations import CHECKPOINT
 from demo.data import first_frame, prompt_of, spec_of
@@ -117,7 +118,8 @@ def measure(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     initialize_sequence_parallel()
     import_angelslim_caches()
-    pipe = HunyuanVideo_1_5_Pipeline.create_pipeline(str(options.checkpoint), options.version)
+    with arithmetic(options.dtype):
+        pipe = HunyuanVideo_1_5_Pipeline.create_pipeline(str(options.checkpoint), options.version)
     pipe.set_progress_bar_config(disable=True)
     results = read_results(options.output) if options.output.exists() else {}
     first, last = map(int, options.pairs.split(":"))
@@ -149,6 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run.add_argument("methods", type=Path)
     run.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     run.add_argument("--version", default="480p_t2v", choices=["480p_t2v", "480p_i2v"])
+    run.add_argument("--dtype", default="fp32", choices=list(DTYPES), help="arithmetic of the runs (default: fp32)")
     run.add_argument("--pairs", default="0:32", metavar="FIRST:LAST", help="(default: 0:32)")
     run.add_argument("--output", type=Path, required=True)
     run.set_defaults(run=measure)

@@ -6,7 +6,7 @@ weights of a step sum to 1, so a forecast that reads one kept tensor holds it.
 hold         the newest kept tensor as it is
 damped       halfway from the newest to the line through the last two, drawn over the noise level
 taylor-step  Taylor's series from the newest over the step index, its derivatives from the last three
-fitted       least squares on the velocities of calibrated runs
+fitted       least squares on what the denoiser returned in calibrated runs
 
     >>> taylor_step().weights((0, 2, 4), 5)
     (0.125, -0.75, 1.625)
@@ -22,8 +22,11 @@ from lemica.moments import Moments
 
 FORECASTS = ("hold", "damped", "taylor-step", "fitted")
 DEFAULT_FORECAST = "fitted"
-# Computed steps that a fitted forecast reads. Two are best where gaps are long, more where they are short.
-DEFAULT_HISTORY = 2
+# Computed steps that a fitted forecast reads: a third one helps up to so many steps after the newest, and harms further
+# away, as tuning on the demo model showed. A mask is planned as if all steps read two: a plan that counts on the third
+# one trusts it too much.
+NEAR_HISTORY, FAR_HISTORY, NEAR = 3, 2, 4
+PLANNING_HISTORY = 2
 MAX_HISTORY = 4
 # Added to the normal equations, as a share of their mean diagonal: the velocities of a cached run are not quite those
 # of the uncached runs that the weights are fitted to, and large weights would enlarge the difference.
@@ -47,7 +50,9 @@ class Forecast:
 
     def weights(self, computed: Sequence[int], step: int) -> tuple[float, ...]:
         """Weights for reused step `step` of the last of the steps `computed` before it, oldest first."""
-        return tuple(self.weigh(np.array([computed[-self.history :]]), step)[0].tolist())
+        row = self.weigh(np.array([computed[-self.history :]]), step)[0].tolist()
+        unread = next((place for place, weight in enumerate(row[:-1]) if weight != 0), len(row) - 1)
+        return tuple(row[unread:])
 
     def rows(self, steps: StepMask) -> Weights:
         """The weights of every step of a mask, as ``Mask.weights`` has them: none for a computed step."""
@@ -60,13 +65,14 @@ class Forecast:
         return tuple(rows)
 
 
-def forecast_named(name: str, moments: Moments | None = None, history: int = DEFAULT_HISTORY) -> Forecast:
+def forecast_named(name: str, moments: Moments | None = None, history: int | None = None) -> Forecast:
     """A forecast by its name.
 
     Args:
         name: one of ``FORECASTS``.
         moments: of the velocities that it is for; hold alone does without.
-        history: how many computed steps the fitted forecast reads; the others have a number of their own.
+        history: how many computed steps the fitted forecast reads, by default three near the newest one and two further
+            away; the others have a number of their own.
 
     Raises ValueError for another name or history, and where moments are missing.
     """
@@ -80,7 +86,7 @@ def forecast_named(name: str, moments: Moments | None = None, history: int = DEF
             "calibrate, or plan with --forecast hold"
         )
     if name == "fitted":
-        return fitted(moments, history)
+        return fitted_near_and_far(moments) if history is None else fitted(moments, history)
     return damped(moments.sigmas.tolist()) if name == "damped" else taylor_step()
 
 
@@ -127,7 +133,20 @@ def _taylor_weights(histories: np.ndarray, step: int) -> np.ndarray:
     return weights[:, ::-1]
 
 
-def fitted(moments: Moments, history: int = DEFAULT_HISTORY) -> Forecast:
+def fitted_near_and_far(moments: Moments) -> Forecast:
+    """The fitted forecast that reads three computed steps near the newest of them, and two further away."""
+    near, far = fitted(moments, NEAR_HISTORY), fitted(moments, FAR_HISTORY)
+
+    def weigh(histories: np.ndarray, step: int) -> np.ndarray:
+        if step - histories[0, -1] <= NEAR:
+            return near.weigh(histories, step)
+        weights = far.weigh(histories[:, -FAR_HISTORY:], step)
+        return np.pad(weights, ((0, 0), (histories.shape[1] - weights.shape[1], 0)))
+
+    return Forecast("fitted", NEAR_HISTORY, weigh)
+
+
+def fitted(moments: Moments, history: int) -> Forecast:
     """Least squares for the velocity of the reused step, by those of the last `history` computed steps.
 
     Fitted is v_s - v_newest by the older v_k - v_newest, so that the weights sum to 1; the ridge keeps them small.

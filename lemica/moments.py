@@ -1,4 +1,4 @@
-"""Second moments of the velocities of uncached runs: enough to fit a forecast, and to foresee its error.
+"""Second moments of what a denoiser returns in uncached runs: enough to fit a forecast, and to foresee its error.
 
 A forecast takes v_s for a sum of w_k v_k over kept velocities. Its mean squared error, and the weights that make that
 least, depend on the runs through P[s, t] = mean(v_s v_t) alone: N x N numbers, whatever the size of the model.
@@ -11,11 +11,12 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """What is kept of the velocities of uncached runs.
+    """What is kept of the outputs ("velocities") of uncached runs.
 
     Args:
         sigmas: (N + 1,), the noise levels from 1 to 0.
-        products: (N, N), mean of v_s v_t over elements and samples; v_s is the velocity of step s after guidance.
+        products: (N, N), mean of v_s v_t over elements, guidance branches and samples; v_s is the output of step s,
+            before guidance.
 
     Both are copied to float64 and made read-only. Raises ValueError for shapes that do not fit, numbers that are not
     finite, and products that are not symmetric.

@@ -37,7 +37,7 @@ def calibrate(
     edges: str = "fast",
     output: str | os.PathLike | None = None,
     show_progress: bool = True,
-) -> ErrorGraph:
+) -> ErrorGraph | None:
     """Measure what each stretch of reused steps costs: the error graph of a pipeline and its sampler.
 
     Args:
@@ -51,6 +51,9 @@ def calibrate(
         output: a file for the graph. What is measured is kept beside it, so that the same call goes on after an
             interruption.
         show_progress: a progress bar, and the cost before it.
+
+    Under torchrun the ranks share the samples; give `output` in a folder that all see. Rank 0 gets the graph, the
+    others None where it is not done yet.
 
     Texts and images are encoded once per sample, and nothing is decoded. Raises ``lemica.errors.Refused`` for
     samples that cannot be calibrated, and where `output` is there already or was begun with others.
@@ -76,7 +79,8 @@ def calibrate(
         with nullcontext(output) if output else tempfile.TemporaryDirectory() as place:
             path = Path(place) if output else Path(place) / "graph.json"
             calibrate_to(path, work, model, settings, show_progress, is_kept=bool(output))
-            return read_graph(path)
+            # Under torchrun rank 0 alone writes it, when all are done.
+            return read_graph(path) if path.exists() else None
 
 
 class PipelineModel:

@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 
 from lemica.errors import Refused, refusing
-from lemica.forecasts import DEFAULT_FORECAST, DEFAULT_HISTORY, FORECASTS, MAX_HISTORY, forecast_named
+from lemica.forecasts import DEFAULT_FORECAST, FORECASTS, MAX_HISTORY, forecast_named
 from lemica.masks import write_mask
 from lemica.planning.describe import mask_lines
 from lemica.planning.graph import merge_graphs, read_graph
@@ -49,8 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--history",
         type=int,
         choices=range(2, MAX_HISTORY + 1),
-        help="computed steps that the fitted forecast reads: more are better where gaps are short, 2 where they are "
-        f"long (default: {DEFAULT_HISTORY})",
+        help="computed steps that the fitted forecast reads (default: three near the newest of them, two further away)",
     )
     parser.add_argument(
         "-o",
@@ -67,12 +66,11 @@ def run(args: argparse.Namespace) -> None:
         graphs = [read_graph(path) for path in args.graphs]
     with refusing(ValueError):
         graph = merge_graphs(graphs)
-    history = args.history or DEFAULT_HISTORY
     with refusing(ValueError):
-        forecast_named(args.forecast, graph.moments, history)
+        forecast_named(args.forecast, graph.moments, args.history)
     made_by = f"lemica plan, {args.objective}, {', '.join(path.name for path in args.graphs)}"
     with refusing(NoPath):
-        masks = plan_many(graph, args.budget, args.forecast, history, args.objective, made_by)
+        masks = plan_many(graph, args.budget, args.forecast, args.history, args.objective, made_by)
     names = {b: args.output.replace(_PLACEHOLDER, str(b)) if args.output else f"budget {b}" for b in masks}
     _refuse_inputs([*names.values()] if args.output else [], args.graphs)
     if args.output:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from lemica.forecasts import DEFAULT_FORECAST, DEFAULT_HISTORY, forecast_named
+from lemica.forecasts import DEFAULT_FORECAST, PLANNING_HISTORY, forecast_named
 from lemica.masks import Mask, StepMask, mask_of
 from lemica.planning.graph import ErrorGraph
 from lemica.planning.paths import minimax_paths, minimum_sum_paths
@@ -15,7 +15,7 @@ def plan(
     graph: ErrorGraph,
     budget: int,
     forecast: str = DEFAULT_FORECAST,
-    history: int = DEFAULT_HISTORY,
+    history: int | None = None,
     objective: str = "minimax",
     made_by: str = "lemica.plan",
 ) -> Mask:
@@ -25,7 +25,8 @@ def plan(
         graph: the errors of the model and sampler that the mask is for.
         budget: number of computed steps.
         forecast: the rule for reused steps, "hold", "damped", "taylor-step" or "fitted".
-        history: how many computed steps the fitted forecast reads.
+        history: how many computed steps the fitted forecast reads; by default three near the newest one and two further
+            away, planned as if all read two.
         objective: "minimax" makes the worst stretch as harmless as possible, "sum" makes the sum of costs smallest.
         made_by: how the mask is made, for people.
 
@@ -45,7 +46,7 @@ def plan_many(
     graph: ErrorGraph,
     budgets: Iterable[int] | None = None,
     forecast: str = DEFAULT_FORECAST,
-    history: int = DEFAULT_HISTORY,
+    history: int | None = None,
     objective: str = "minimax",
     made_by: str = "lemica.plan",
 ) -> dict[int, Mask]:
@@ -55,7 +56,7 @@ def plan_many(
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective {objective!r:.60} is not known: choose one of {', '.join(OBJECTIVES)}")
-    routes = forecast_routes(graph, forecast_named(forecast, graph.moments, history))
+    routes = forecast_routes(graph, forecast_named(forecast, graph.moments, history or PLANNING_HISTORY))
     return {
         budget: with_forecast(mask_of(path, graph.num_steps), graph, forecast, history, made_by=made_by)
         for budget, path in OBJECTIVES[objective](routes, budgets).items()
@@ -66,7 +67,7 @@ def with_forecast(
     steps: StepMask,
     graph: ErrorGraph,
     forecast: str = DEFAULT_FORECAST,
-    history: int = DEFAULT_HISTORY,
+    history: int | None = None,
     made_by: str = "lemica.with_forecast",
 ) -> Mask:
     """A mask of given steps that keeps velocities, with a forecast's weights.

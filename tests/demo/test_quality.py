@@ -5,9 +5,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY
+from hyvideo.pipelines.hunyuan_video_pipeline import HunyuanVideo_1_5_Pipeline
 
-from demo.calibrations import calibration
+from demo.arithmetic import arithmetic
+from demo.calibrations import CHECKPOINT, calibration
 from demo.data import is_held_out, prompt_of, spec_of
 from demo.methods import read_methods, static_mask
 from demo.quality import Pair, main, quality
@@ -150,3 +153,10 @@ def test_the_published_results_are_of_the_methods_in_the_list(task):
     assert set(methods_in(measured)) == listed
     assert list(measured) == [f"480p_{task} {pair}" for pair in range(32)]
     assert all(rows.keys() == listed for rows in measured.values())
+
+
+def test_the_arithmetic_of_a_gpu_runs_on_a_cpu():
+    with arithmetic("bf16"):
+        pipe = HunyuanVideo_1_5_Pipeline.create_pipeline(str(CHECKPOINT), "480p_t2v")
+    assert (pipe.target_dtype, pipe.autocast_enabled, pipe.vae_dtype) == (torch.bfloat16, True, torch.float32)
+    assert not HunyuanVideo_1_5_Pipeline.create_pipeline(str(CHECKPOINT), "480p_t2v").autocast_enabled

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from calibrated import NUM_STEPS, SIGMAS, moments_of, velocities
 
-from lemica.forecasts import FORECASTS, RIDGE, damped, fitted, forecast_named, hold, taylor_step
+from lemica.forecasts import FORECASTS, NEAR, RIDGE, damped, fitted, forecast_named, hold, taylor_step
 from lemica.masks import RULES, mask_of
 
 STEPS = mask_of([0, 2, 3, 5, 8], NUM_STEPS)
@@ -74,7 +74,18 @@ def test_fitted_weights_are_those_of_least_squares_with_a_sum_of_one():
 
 
 def test_fitted_holds_velocities_that_never_change():
-    assert fitted(moments_of(np.ones((NUM_STEPS, 5)))).weights((0, 1), 3) == (0.0, 1.0)
+    assert fitted(moments_of(np.ones((NUM_STEPS, 5))), history=2).weights((0, 1), 3) == (1.0,)
+
+
+def test_by_default_a_fitted_forecast_reads_three_computed_steps_near_the_newest_and_two_further_away():
+    moments = moments_of(velocities())
+    forecast, near, far = forecast_named("fitted", moments), fitted(moments, 3), fitted(moments, 2)
+    computed = (0, 1, 2)
+    for step in range(3, NUM_STEPS):
+        expected = (near if step <= 2 + NEAR else far).weights(computed, step)
+        assert forecast.weights(computed, step) == expected
+    assert NUM_STEPS > 3 + NEAR
+    assert forecast.weights((0,), 1) == (1.0,)
 
 
 @pytest.mark.parametrize(

@@ -87,12 +87,12 @@ def refused(capsys):
 # Planning from Python
 
 
-def test_a_plan_is_fitted_to_two_computed_steps_unless_another_forecast_is_asked_for():
+def test_a_plan_is_fitted_and_counts_on_two_computed_steps_unless_another_forecast_is_asked_for():
     graph = calibrated_graph()
     mask = plan(graph, 5)
     steps = minimax_paths(forecast_routes(graph, forecast_named("fitted", graph.moments, 2)), [5])[5]
-    assert mask == with_forecast(mask_of(steps, NUM_STEPS), graph, "fitted", 2, made_by="lemica.plan")
-    assert (mask.rule, mask.history, mask.kept) == ("fitted", 2, "velocity")
+    assert mask == with_forecast(mask_of(steps, NUM_STEPS), graph, "fitted", made_by="lemica.plan")
+    assert (mask.rule, mask.history, mask.kept) == ("fitted", 3, "velocity")
     assert (mask.origin, mask.target) == ("planned", TARGET)
 
 

@@ -1,10 +1,13 @@
 """Calibration of pipelines: replays against whole runs, encoding once, resuming, and the command line."""
 
 import json
+import subprocess
+import sys
 
 import diffusers
 import pytest
 import torch
+from conftest import clean_environment
 from tiny import make, run
 from whole import save_whole_pipeline
 
@@ -197,3 +200,15 @@ def test_what_is_wrong_with_the_command_is_said_in_one_line(arguments, capsys, c
     error = capsys.readouterr().err
     assert ended.value.code == 2
     assert message in error and error.count("\n") == 1
+
+
+def test_two_ranks_give_the_graph_of_one(arguments, tmp_path):
+    """Three samples on two ranks: one each, and half of the third each."""
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue square\na green star\n")
+    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    ranks = [*launcher, "-m", "lemica", *arguments[:-1], tmp_path / "ranks.json"]
+    done = subprocess.run(ranks, env=clean_environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("fast edges: ") == 1
+    main(arguments)
+    assert (tmp_path / "ranks.json").read_text() == (tmp_path / "g.json").read_text()
