@@ -65,7 +65,7 @@ class Target:
                 what = "transformer/config.json of digest" if name == "config" else name
                 return f"{what} {mine}, this run has {its}"
         if None not in (self.sigmas, run.sigmas) and not _close(self.sigmas, run.sigmas):
-            return "other noise levels: this run has another sampler, flow shift, size or number of steps"
+            return "other noise levels: this run has another flow shift, sampler, size or number of steps"
         return None
 
 

@@ -64,7 +64,6 @@ class PipelineCalls:
         return {
             "pipeline": target.model,
             "config": target.config,
-            "scheduler": type(self.pipe.scheduler).__name__,
             "num_inference_steps": self.num_inference_steps,
             "dtype": target.dtype,
             "device": _device_name(self.pipe),

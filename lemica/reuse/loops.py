@@ -12,7 +12,9 @@ from lemica.reuse.hook import intercepted
 
 
 @contextmanager
-def reusing(denoisers: Sequence[torch.nn.Module], scheduler: Any, mask: Mask) -> Iterator[StepReuse]:
+def reusing(
+    denoisers: Sequence[torch.nn.Module], scheduler: Any, mask: Mask, timesteps_are_set: bool = False
+) -> Iterator[StepReuse]:
     """Inside, one run of any loop obeys a mask.
 
     Args:
@@ -20,6 +22,7 @@ def reusing(denoisers: Sequence[torch.nn.Module], scheduler: Any, mask: Mask) ->
         scheduler: any object with ``set_timesteps(...)``, ``timesteps`` and ``step(output, timestep, sample)``; the
             loop uses all of them.
         mask: of as many steps as the scheduler has; it must have its weights.
+        timesteps_are_set: whether the loop does without ``set_timesteps``, which was called before.
 
     Gives the reuse, whose `record` tells afterwards what was done.
 
@@ -31,5 +34,9 @@ def reusing(denoisers: Sequence[torch.nn.Module], scheduler: Any, mask: Mask) ->
         []
     """
     reuse = StepReuse(lambda scheduler: fitting(mask, len(scheduler.timesteps)))
-    with intercepted(denoisers, scheduler, reuse):
+    with intercepted(denoisers, scheduler, reuse, timesteps_are_set):
         yield reuse
+    if reuse.record is None:
+        raise RuntimeError(
+            "no run was seen: call scheduler.set_timesteps inside, or give timesteps_are_set=True if that was before"
+        )

@@ -392,7 +392,7 @@ def test_a_calibration_is_planned_and_the_mask_runs_as_planned(run, tmp_path, lo
     assert (mask.rule, mask.kept, mask.budget) == ("fitted", "velocity", 4)
 
     # The library's own reuse, on a run without cache.
-    with reusing([pipe.transformer], inputs.scheduler, mask):
+    with reusing([pipe.transformer], inputs.scheduler, mask, timesteps_are_set=True):
         expected = pipe.denoise(inputs)
     found, uncached = pipe.denoise(replace(inputs, mask=mask)), pipe.denoise(inputs)
     assert mean_difference(found, expected) < 1e-5 < mean_difference(found, uncached)

@@ -126,7 +126,7 @@ def test_a_mask_that_computes_every_step_equals_no_cache(pipe):
 def test_the_table_says_what_was_measured_and_where_masks_come_from(pipe):
     text = str(evaluate(pipe))
     target = target_of(pipe)
-    assert f"2 samples; pipeline StableDiffusionPipeline, config {target.config}, scheduler DDIMScheduler" in text
+    assert f"2 samples; pipeline StableDiffusionPipeline, DDIMScheduler, config {target.config}" in text
     assert f"diffusers {diffusers.__version__}" in text and "dtype float32, device cpu" in text
     assert "mine: hand\n" in text
     assert "budget 5: derived from the LeMiCa authors' masks for HunyuanVideo-1.5: none are known" in text
