@@ -37,6 +37,7 @@ if not hasattr(infer_state, "resolve_mask"):
 from hyvideo.commons.infer_state import (
     KEPT,
     RULES,
+    SPACINGS,
     InferState,
     Target,
     changed_model_name,
@@ -60,6 +61,7 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".gif")
 NEW_FLAGS = (
     "--lemica_step",
     "--lemica_mask",
+    "--lemica_spacing",
     "--lemica_reuse",
     "--lemica_forecast",
     "--force_mask",
@@ -173,9 +175,20 @@ def add_cache_flags(group) -> None:
     )
     group.add_argument("--lemica_mask", metavar="FILE", help="lemica: a step mask from lemica plan, instead of B")
     group.add_argument(
-        "--lemica_reuse", choices=KEPT, help="lemica, without a mask: what is reused (default: residual)"
+        "--lemica_spacing",
+        choices=SPACINGS,
+        help="lemica, without a mask: the steps that the authors released, or evenly spread ones (default: released)",
     )
-    group.add_argument("--lemica_forecast", choices=RULES, help="lemica, no mask: how it is carried on (default: hold)")
+    group.add_argument(
+        "--lemica_reuse",
+        choices=KEPT,
+        help="lemica, without a mask: what is reused (default: residual; velocity with uniform steps)",
+    )
+    group.add_argument(
+        "--lemica_forecast",
+        choices=RULES,
+        help="lemica, without a mask: how it is carried on (default: hold; damped with uniform steps)",
+    )
     add_switch(
         group, "--force_mask", False, "lemica: use a mask of another model, sampler or arithmetic (default: false)"
     )
@@ -406,7 +419,7 @@ def check_other_cache(args: argparse.Namespace) -> None:
 
 def lemica_flags(args: argparse.Namespace) -> list[str]:
     """LeMiCa's flags among those given."""
-    names = ("lemica_step", "lemica_mask", "lemica_reuse", "lemica_forecast")
+    names = ("lemica_step", "lemica_mask", "lemica_spacing", "lemica_reuse", "lemica_forecast")
     return [f"--{name}" for name in names if getattr(args, name) is not None]
 
 

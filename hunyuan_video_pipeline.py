@@ -244,22 +244,31 @@ class StepCache:
         self.mask = mask
         self.kind = KEPT_KINDS[mask.kept]
         # Known before the first step: the loop need not wait for the device, and ranks cannot diverge.
-        self.must_keep = kept_steps(mask)
+        self.must_keep, self.history = kept_steps(mask), mask.history
         self.kept: list[torch.Tensor] = []
 
     def compute(self, step: int, inputs: dict[str, Any]) -> torch.Tensor:
-        """Upstream's forward, unchanged, (B, C, T, H, W); what it leaves joins the kept tensors if it will be read."""
-        self._make_room(step)
-        if not self.must_keep[step]:
-            return self.transformer(**inputs)[0]
-        velocity, tensor = self.kind.compute(self.transformer, inputs)
-        self.kept.append(tensor)
-        return velocity
+        """Upstream's forward, unchanged, (B, C, T, H, W); what it leaves joins the kept tensors if it will be read.
 
-    def _make_room(self, step: int) -> None:
-        """Before a forward, let go what no later step reads. Who reads an older tensor reads the newer ones, too."""
-        still_read = self.mask.history - 1 if self.must_keep[step] else 0
-        while len(self.kept) > still_read:
+        Where the mask gives this step weights, the forward's output pays back what the forecasts before it have missed.
+        """
+        weights = self.mask.weights[step]
+        # Before the forward, what no later step reads is let go. Who reads an older tensor reads the newer ones, too.
+        self._hold_at_most(max(self.history - 1 if self.must_keep[step] else 0, len(weights) - 1))
+        velocity, tensor = self._forward(step, inputs)
+        self.kept.append(tensor)
+        total = weighted_sum(weights, self.kept) if weights else velocity
+        self._hold_at_most(self.history if self.must_keep[step] else 0)
+        return total
+
+    def _forward(self, step: int, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The velocity and what it leaves to keep; of a step that nobody will read, the velocity."""
+        if self.must_keep[step]:
+            return self.kind.compute(self.transformer, inputs)
+        return _compute_velocity(self.transformer, inputs)
+
+    def _hold_at_most(self, count: int) -> None:
+        while len(self.kept) > count:
             self.kept.pop(0)
 
     def reuse(self, step: int, inputs: dict[str, Any]) -> torch.Tensor:

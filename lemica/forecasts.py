@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lemica.masks import RULES, StepMask, Weights, mask_of
+from lemica.masks import RULES, Interpolation, StepMask, Weights, mask_of
 from lemica.moments import Moments
 
 FORECASTS = ("hold", "damped", "taylor-step", "fitted")
@@ -98,6 +98,22 @@ def hold() -> Forecast:
 def damped(sigmas: Sequence[float]) -> Forecast:
     """Halfway from the newest kept tensor to the line through the last two, drawn over the noise levels `sigmas`."""
     return _of_mask_rule("damped", 2, sigmas)
+
+
+def interpolation(moments: Moments) -> Interpolation:
+    """Least squares for a velocity between the last two computed steps, by those of both and of the one before.
+
+    In ``lemica.masks.corrected``; the weights sum to 1, as a forecast's.
+    """
+    fit = fitted(moments, 3)
+
+    def interpolate(seen: Sequence[int], step: int) -> dict[int, float]:
+        *older, i, j = seen[-3:]
+        # Last, because the last one is that from which differences are taken.
+        nodes = [*older, j, i]
+        return dict(zip(nodes, fit.weigh(np.array([nodes]), step)[0].tolist(), strict=True))
+
+    return interpolate
 
 
 def _of_mask_rule(name: str, history: int, sigmas: Sequence[float]) -> Forecast:

@@ -1,7 +1,8 @@
 """Step masks: which denoising steps run the transformer blocks, and what the other steps are made of.
 
 A step mask has one boolean per step: True is a computed step, False a reused one. A computed step leaves a kept tensor;
-a reused step takes a weighted sum of kept tensors (LeMiCa, arXiv 2511.00090, with weight 1 for the newest one).
+a reused step takes a weighted sum of kept tensors (LeMiCa, arXiv 2511.00090, with weight 1 for the newest one). So may
+a computed step, its own tensor among them, to pay back what the forecasts before it have missed (``corrected``).
 
     >>> mask = read_mask("mask20.json")
     >>> mask.budget, mask.kept
@@ -16,9 +17,10 @@ import json
 import math
 import os
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
+from functools import partial
 from itertools import accumulate, pairwise
 
 from lemica.files import write_text
@@ -40,8 +42,13 @@ RELEASED_STEPS = {
     10: (0, 1, 3, 5, 9, 17, 25, 33, 41, 49),
 }
 
+# Half of what forecasts have missed is paid back after so long a gap.
+HALF_PAID_GAP = 5
+
 StepMask = tuple[bool, ...]
 Weights = tuple[tuple[float, ...], ...]
+# From computed steps and a reused one between the last two of them to weights by computed step.
+Interpolation = Callable[[Sequence[int], int], dict[int, float]]
 
 
 @dataclass(frozen=True)
@@ -83,10 +90,12 @@ class Mask:
     Args:
         steps: one boolean per step, True where the transformer blocks run; the first and the last are True.
         kept: what a computed step keeps, "residual" or "velocity".
-        weights: one row per step, empty for a computed one: coefficients of the last kept tensors, oldest first. None
-            where they follow from `rule` and the noise levels (``with_weights``).
+        weights: one row per step: coefficients of the last kept tensors, oldest first. The newest of a computed step is
+            its own; an empty row takes that as it is. None where they follow from `rule` and the noise levels
+            (``with_weights``).
         rule: the name of the rule that gave the weights.
-        origin: "released", "derived", "planned", or what computes every step: "no cache" or another cache's name.
+        origin: "released", "derived", "uniform" or "planned"; or what computes every step: "no cache" or another
+            cache's name.
         made_by: how the mask was made, for people.
         target: what the mask belongs to.
 
@@ -110,6 +119,8 @@ class Mask:
             raise ValueError(f"rule {self.rule!r:.60} needs weights: plan the mask again with lemica plan")
         if self.weights is not None:
             _check_weights(self.steps, self.weights)
+            if self.kept != "velocity" and self.corrected_steps:
+                raise ValueError('"weights" of computed steps are for "kept" velocity: plan it again')
 
     @property
     def num_steps(self) -> int:
@@ -124,15 +135,30 @@ class Mask:
         return computed_steps(self.steps)
 
     @property
+    def corrected_steps(self) -> tuple[int, ...]:
+        """The computed steps that take more than their own tensor."""
+        return tuple(step for step in self.computed_steps if self.weights and self.weights[step])
+
+    @property
     def history(self) -> int:
-        """How many kept tensors a reused step reads at most."""
+        """How many tensors that earlier steps kept a step reads at most."""
         if self.weights is None:
             return 1 if self.rule == "hold" else 2
-        return max(map(len, self.weights), default=0)
+        return max(len(read_steps(self, step) - {step}) for step in range(self.num_steps))
 
-    def with_weights(self, sigmas: Sequence[float]) -> "Mask":
-        """The mask with weights for a sampler with these noise levels, one per step at least; its own if it has any."""
-        return self if self.weights is not None else replace(self, weights=RULES[self.rule](self.steps, sigmas))
+    def with_weights(self, sigmas: Sequence[float], is_euler: bool = True) -> "Mask":
+        """The mask with weights for a sampler; its own if it has any.
+
+        Args:
+            sigmas: the N + 1 noise levels.
+            is_euler: whether the sampler is Euler's: its computed steps can pay back what a damped line has missed.
+        """
+        if self.weights is not None:
+            return self
+        rows = RULES[self.rule](self.steps, sigmas)
+        if self.rule == "damped" and self.kept == "velocity" and is_euler:
+            rows = corrected(rows, self.steps, sigmas, partial(line, sigmas))
+        return replace(self, weights=rows)
 
 
 def computed_steps(steps: StepMask) -> tuple[int, ...]:
@@ -168,11 +194,66 @@ def damped(steps: StepMask, sigmas: Sequence[float]) -> Weights:
 RULES = {"hold": hold, "damped": damped}
 
 
+def corrected(rows: Weights, steps: StepMask, sigmas: Sequence[float], interpolate: Interpolation) -> Weights:
+    """The weights of a mask with those of its computed steps, by which they pay back what forecasts have missed.
+
+    Once step j is computed, the velocities of the reused steps s between i and j need not be forecast any more, they
+    can be interpolated. The forecasts w_s instead of those u_s have left the latents off by sum_s d_s (u_s - w_s),
+    d_s = sigma_{s+1} - sigma_s. An Euler sampler moves latents by d_j times the velocity that it is given, so with
+
+        v_j + theta / d_j sum_s d_s (u_s - w_s)
+
+    instead of v_j, step j pays back the share theta of that. This is the corrector of a predictor-corrector solver,
+    which costs no forward (UniPC, arXiv 2302.04867; FoCa, arXiv 2508.16211, corrects cached features so). Not all is
+    paid back, because v_j comes of latents that were off, and answers to that: theta = 1 / (1 + g / 5) after a gap
+    g = j - i. Half of it always, or falling faster, did as well on the demo model; all of it harms after long gaps.
+
+    Args:
+        rows: the weights of the reused steps, none for computed ones.
+        steps: one boolean per step.
+        sigmas: the N + 1 noise levels.
+        interpolate: from the computed steps up to j and a step s between the last two to weights by computed step.
+
+    A step whose weights would be too large is not corrected.
+    """
+    result, computed = list(rows), computed_steps(steps)
+    for count, (i, j) in enumerate(pairwise(computed), 2):
+        if j - i > 1:
+            result[j] = _correction(rows, computed[:count], sigmas, interpolate)
+    return tuple(result)
+
+
+def _correction(
+    rows: Weights, seen: tuple[int, ...], sigmas: Sequence[float], interpolate: Interpolation
+) -> tuple[float, ...]:
+    """Weights of the last of the computed steps `seen`, for itself and those before it."""
+    *before, j = seen
+    missed = dict.fromkeys(seen, 0.0)
+    for step in range(before[-1] + 1, j):
+        width = sigmas[step + 1] - sigmas[step]
+        for k, weight in interpolate(seen, step).items():
+            missed[k] += width * weight
+        for k, weight in zip(before[-len(rows[step]) :], rows[step], strict=True):
+            missed[k] -= width * weight
+    share = 1 / (1 + (j - before[-1]) / HALF_PAID_GAP) / (sigmas[j + 1] - sigmas[j])
+    weights = [share * missed[k] + (k == j) for k in seen]
+    oldest = next(place for place, weight in enumerate(weights) if weight != 0)
+    return tuple(weights[oldest:]) if sum(map(abs, weights)) <= MAX_WEIGHT_SUM else ()
+
+
+def line(sigmas: Sequence[float], seen: Sequence[int], step: int) -> dict[int, float]:
+    """Weights of the last two of the computed steps `seen` on the line between them, drawn over the noise level."""
+    i, j = seen[-2:]
+    share = (sigmas[step] - sigmas[i]) / (sigmas[j] - sigmas[i])
+    return {i: 1 - share, j: share}
+
+
 def _check_weights(steps: StepMask, weights: Weights) -> None:
     if len(weights) != len(steps):
         raise ValueError(f'"weights" must have a row for each of {len(steps)} steps, got {len(weights)}: plan it again')
     for step, (computed, row) in enumerate(zip(steps, weights, strict=True)):
-        if not (len(row) == 0 if computed else 1 <= len(row) <= sum(steps[:step])):
+        readable = range(2 if computed else 1, sum(steps[: step + 1]) + 1)
+        if len(row) not in readable and not (computed and not row):
             raise ValueError(
                 f'"weights" of step {step} must have a number for each kept tensor it reads: plan it again'
             )
@@ -180,15 +261,15 @@ def _check_weights(steps: StepMask, weights: Weights) -> None:
             raise ValueError(f'"weights" of step {step} must be numbers of sum {MAX_WEIGHT_SUM} at most: plan it again')
 
 
+def read_steps(mask: Mask, step: int) -> set[int]:
+    """The computed steps whose tensors a step reads, its own among them where it is corrected."""
+    seen = [computed for computed in mask.computed_steps if computed <= step]
+    return set(seen[len(seen) - len(mask.weights[step]) :])
+
+
 def kept_steps(mask: Mask) -> StepMask:
-    """Which steps must keep a tensor: computed ones that a later reused step reads."""
-    read: set[int] = set()
-    seen: list[int] = []
-    for step, computed in enumerate(mask.steps):
-        if computed:
-            seen.append(step)
-        else:
-            read.update(seen[-len(mask.weights[step]) :])
+    """Which steps must keep a tensor: computed ones that a later step reads."""
+    read = set[int]().union(*(read_steps(mask, step) - {step} for step in range(mask.num_steps)))
     return mask_of(sorted(read), mask.num_steps)
 
 
@@ -264,6 +345,17 @@ def _invert(counts: list[Fraction], target: Fraction) -> Fraction:
     """The position at which the strictly rising, piecewise linear curve through `counts` reaches `target`."""
     right = max(1, bisect_left(counts, target))
     return right - (counts[right] - target) / (counts[right] - counts[right - 1])
+
+
+def uniform_mask(budget: int, num_steps: int) -> StepMask:
+    """`budget` computed steps spread evenly from the first to the last step, halves rounded up.
+
+    Raises ValueError if `budget` is not in 2..num_steps.
+    """
+    if not 2 <= budget <= num_steps:
+        raise ValueError(f"no uniform mask of budget {budget} for {num_steps} steps; choose 2 to {num_steps}")
+    gaps = budget - 1
+    return mask_of([(2 * k * (num_steps - 1) + gaps) // (2 * gaps) for k in range(budget)], num_steps)
 
 
 def read_mask(path: str | os.PathLike) -> Mask:
@@ -387,17 +479,6 @@ def _text_of(mask: Mask) -> str:
     }
     lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items())
     return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def uniform_mask(budget: int, num_steps: int) -> StepMask:
-    """`budget` computed steps spread evenly from the first to the last step, halves rounded up.
-
-    Raises ValueError if `budget` is not in 2..num_steps.
-    """
-    if not 2 <= budget <= num_steps:
-        raise ValueError(f"no uniform mask of budget {budget} for {num_steps} steps; choose 2 to {num_steps}")
-    gaps = budget - 1
-    return mask_of([(2 * k * (num_steps - 1) + gaps) // (2 * gaps) for k in range(budget)], num_steps)
 
 
 def strip(steps: StepMask) -> str:

@@ -21,7 +21,7 @@ from lemica.calibration.edges import Errors, Work
 from lemica.errors import Refused
 from lemica.planning.graph import Edge
 from lemica.reuse.hook import Call, Interceptor, Run, intercepted
-from lemica.reuse.sampler import noise_levels
+from lemica.reuse.sampler import is_euler, noise_levels
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Record(Interceptor):
         self.on_forward, self.latents = on_forward, []
 
     def begin_run(self, run: Run, scheduler: Any) -> None:
-        self.num_steps, self.sigmas = run.num_steps, noise_levels(scheduler)
+        self.num_steps, self.sigmas, self.is_euler = run.num_steps, noise_levels(scheduler), is_euler(scheduler)
         self.outputs: list[list[Any]] = []
         self.kinds: list[list[Hashable]] = []
         self.latents: list[torch.Tensor] = []
@@ -204,4 +204,5 @@ def measure(sampling: Sampling, work: Work, max_gap: int, on_forward: Callable[[
     trajectory = Trajectory(sampling, on_forward)
     local = [edge for i in work.starts for edge in trajectory.local_errors(i, max_gap)]
     final = [(i, j, trajectory.final_error(i, j)) for i, j in work.edges]
-    return Errors(local, final, list(trajectory.record.sigmas), trajectory.record.products())
+    record = trajectory.record
+    return Errors(local, final, list(record.sigmas), record.products(), record.is_euler)

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
         forecast_named(args.forecast, graph.moments, args.history)
     made_by = f"lemica plan, {args.objective}, {', '.join(path.name for path in args.graphs)}"
     with refusing(NoPath):
-        masks = plan_many(graph, args.budget, args.forecast, args.history, args.objective, made_by)
+        masks = plan_many(graph, args.budget, args.forecast, args.history, args.objective, made_by=made_by)
     names = {b: args.output.replace(_PLACEHOLDER, str(b)) if args.output else f"budget {b}" for b in masks}
     _refuse_inputs([*names.values()] if args.output else [], args.graphs)
     if args.output:

@@ -60,7 +60,11 @@ def _cost_line(name: str, mask: Mask, graph: ErrorGraph) -> str:
         no_cost = f"no cost: edge {too_long} is longer than the graph's gaps, which go to {graph.max_gap}"
         return no_cost + other_target(mask.target, graph.target)
     foreseen = _can_be_foreseen(mask, graph)
-    costs = edge_costs(graph, mask.with_weights(graph.target.sigmas)) if foreseen else held_costs(graph, mask)
+    costs = (
+        edge_costs(graph, mask.with_weights(graph.target.sigmas, graph.is_euler))
+        if foreseen
+        else held_costs(graph, mask)
+    )
     worst = max(range(len(edges)), key=costs.__getitem__)
     line = f"worst edge {edges[worst][0]} -> {edges[worst][1]} {costs[worst]:.4g}, total {sum(costs):.4g}"
     return line + ("" if foreseen else ", as if the velocity were held") + other_target(mask.target, graph.target)

@@ -5,8 +5,9 @@ does to the result (LeMiCa, arXiv 2511.00090, the section on the lexicographic m
 and costs 0; the file leaves such edges out.
 
 The file is JSON: "format"; "target", an object with "model", "config", "sigmas" and "dtype"; "num_steps"; "max_gap";
-"samples"; "made_by"; "edges", a list of [i, j, error]; and where they are known "products", the lower triangle of
-``Moments.products``, row by row. Files of version 1 are read if they are of held velocities and have products.
+"samples"; "sampler", "euler" where it is; "made_by"; "edges", a list of [i, j, error]; and where they are known
+"products", the lower triangle of ``Moments.products``, row by row. Files of version 1 are read if they are of held
+velocities and have products.
 """
 
 import errno
@@ -45,6 +46,8 @@ class ErrorGraph:
             the calibration's error. Whatever is passed in, gap 1 becomes 0 and places without an edge become NaN.
         moments: the samples' mean products of velocities, from which any forecast is planned; None if unknown.
         made_by: what made the graph, with versions, for people.
+        is_euler: whether a step moves the latents by the difference of its noise levels times the guided velocity, and
+            by nothing else.
 
     The array is copied and made read-only. Raises ValueError, naming the edge, for a NaN, infinite or negative error.
     """
@@ -56,6 +59,7 @@ class ErrorGraph:
     errors: np.ndarray
     moments: Moments | None = None
     made_by: str = ""
+    is_euler: bool = False
 
     def __post_init__(self):
         _check_sizes(self.num_steps, self.max_gap, self.samples)
@@ -74,6 +78,7 @@ class ErrorGraph:
         edges: Iterable[Sequence],
         moments: Moments | None = None,
         samples: int = 1,
+        is_euler: bool = False,
     ) -> "ErrorGraph":
         """Build a graph from (i, j, error) for every edge of ``edge_pairs``, in any order.
 
@@ -86,7 +91,7 @@ class ErrorGraph:
         """
         _check_sizes(num_steps, max_gap, samples)
         errors = _table(edges, num_steps, max_gap)
-        return cls(target, num_steps, max_gap, samples, errors, moments)
+        return cls(target, num_steps, max_gap, samples, errors, moments, is_euler=is_euler)
 
     def error(self, i: int, j: int) -> float:
         """Error of edge i -> j, 0.0 for j = i + 1; raises ValueError where the graph has no such edge."""
@@ -152,6 +157,7 @@ def _text_of(graph: ErrorGraph) -> str:
         "num_steps": graph.num_steps,
         "max_gap": graph.max_gap,
         "samples": graph.samples,
+        "sampler": "euler" if graph.is_euler else None,
         "made_by": graph.made_by,
         "edges": graph.edges(),
     }
@@ -179,7 +185,7 @@ def merge_graphs(graphs: Sequence[ErrorGraph]) -> ErrorGraph:
         products = np.average([graph.moments.products for graph in graphs], axis=0, weights=samples)
         moments = Moments(graphs[0].moments.sigmas, products)
     first = graphs[0]
-    return ErrorGraph(first.target, first.num_steps, first.max_gap, sum(samples), errors, moments, first.made_by)
+    return replace(first, samples=sum(samples), errors=errors, moments=moments)
 
 
 def _check_belongs(first: ErrorGraph, other: ErrorGraph) -> None:
@@ -188,6 +194,8 @@ def _check_belongs(first: ErrorGraph, other: ErrorGraph) -> None:
     for name, (mine, its) in pairs.items():
         if mine != its:
             raise ValueError(f"cannot merge graphs with {name} {mine!r} and {its!r}; merge only graphs of one {name}")
+    if first.is_euler != other.is_euler:
+        raise ValueError("cannot merge graphs with other samplers; merge only graphs of one sampler")
     if first.target.sigmas != other.target.sigmas:
         raise ValueError("cannot merge graphs with other noise levels; merge only graphs of one sampler")
 
@@ -228,7 +236,7 @@ def _graph_from(document: dict) -> ErrorGraph:
         raise ValueError(f"{error}; {_REMEDY}") from None
     settings = {key: document[key] for key in required} | {"target": target}
     graph = ErrorGraph.from_edges(moments=_moments_of(document, target), **settings)
-    return replace(graph, made_by=str(document.get("made_by", "")))
+    return replace(graph, made_by=str(document.get("made_by", "")), is_euler=document.get("sampler") == "euler")
 
 
 def _moments_of(document: dict, target: Target) -> Moments | None:

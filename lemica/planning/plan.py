@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from lemica.forecasts import DEFAULT_FORECAST, PLANNING_HISTORY, forecast_named
-from lemica.masks import Mask, StepMask, mask_of
+from lemica.forecasts import DEFAULT_FORECAST, PLANNING_HISTORY, forecast_named, interpolation
+from lemica.masks import Mask, StepMask, corrected, mask_of
 from lemica.planning.graph import ErrorGraph
 from lemica.planning.paths import minimax_paths, minimum_sum_paths
 from lemica.planning.routes import forecast_routes
@@ -17,6 +17,7 @@ def plan(
     forecast: str = DEFAULT_FORECAST,
     history: int | None = None,
     objective: str = "minimax",
+    correct: bool = True,
     made_by: str = "lemica.plan",
 ) -> Mask:
     """The best mask for a budget.
@@ -28,6 +29,8 @@ def plan(
         history: how many computed steps the fitted forecast reads; by default three near the newest one and two further
             away, planned as if all read two.
         objective: "minimax" makes the worst stretch as harmless as possible, "sum" makes the sum of costs smallest.
+        correct: whether computed steps pay back what forecasts have missed (``lemica.masks.corrected``), where the
+            graph's sampler is Euler's. Held velocities stay as they are. The steps are the same with and without.
         made_by: how the mask is made, for people.
 
     Raises ValueError for a budget that has no path, and for a graph that the forecast cannot be planned on.
@@ -39,7 +42,7 @@ def plan(
         >>> plan(graph, budget=3, forecast="hold").computed_steps
         (0, 2, 4)
     """
-    return plan_many(graph, [budget], forecast, history, objective, made_by)[budget]
+    return plan_many(graph, [budget], forecast, history, objective, correct, made_by)[budget]
 
 
 def plan_many(
@@ -48,6 +51,7 @@ def plan_many(
     forecast: str = DEFAULT_FORECAST,
     history: int | None = None,
     objective: str = "minimax",
+    correct: bool = True,
     made_by: str = "lemica.plan",
 ) -> dict[int, Mask]:
     """The best mask for each of several budgets, of all feasible ones by default, for the price of the largest.
@@ -58,7 +62,7 @@ def plan_many(
         raise ValueError(f"objective {objective!r:.60} is not known: choose one of {', '.join(OBJECTIVES)}")
     routes = forecast_routes(graph, forecast_named(forecast, graph.moments, history or PLANNING_HISTORY))
     return {
-        budget: with_forecast(mask_of(path, graph.num_steps), graph, forecast, history, made_by=made_by)
+        budget: with_forecast(mask_of(path, graph.num_steps), graph, forecast, history, correct, made_by)
         for budget, path in OBJECTIVES[objective](routes, budgets).items()
     }
 
@@ -68,6 +72,7 @@ def with_forecast(
     graph: ErrorGraph,
     forecast: str = DEFAULT_FORECAST,
     history: int | None = None,
+    correct: bool = True,
     made_by: str = "lemica.with_forecast",
 ) -> Mask:
     """A mask of given steps that keeps velocities, with a forecast's weights.
@@ -75,7 +80,7 @@ def with_forecast(
     Args:
         steps: one boolean per step, as from ``uniform_mask`` or ``step_mask``.
         graph: the graph of the model and sampler that the mask is for.
-        forecast, history, made_by: as in ``plan``.
+        forecast, history, correct, made_by: as in ``plan``.
 
     Raises ValueError for steps of another number than the graph's, weights that are too large for a mask, and a graph
     that the forecast's weights cannot be taken from.
@@ -90,5 +95,7 @@ def with_forecast(
     if len(steps) != graph.num_steps:
         raise ValueError(f"the mask is for {len(steps)} steps, the graph for {graph.num_steps}: take one of as many")
     rows = forecast_named(forecast, graph.moments, history).rows(steps)
+    if correct and graph.is_euler and forecast != "hold":
+        rows = corrected(rows, steps, graph.target.sigmas, interpolation(graph.moments))
     origin = f"{made_by}; graph by {graph.made_by}" if graph.made_by else made_by
     return Mask(steps, kept="velocity", weights=rows, rule=forecast, made_by=origin, target=graph.target)

@@ -3,7 +3,7 @@
 A computed call runs the denoiser and keeps what it returns. A reused call returns sum_k w_k y_k of the last outputs y_k
 that its slot has kept (LeMiCa, arXiv 2511.00090, with weight 1 for the newest one) and never enters the denoiser. Where
 a slot has kept the newest output only, it is held; where not even that, the call is computed: a fallback, which is
-counted.
+counted. A computed call may return such a sum, too, its own output among them, if all that the sum reads is there.
 """
 
 from collections import deque
@@ -82,17 +82,19 @@ class StepReuse(Interceptor):
             # Not before: between set_timesteps and here some pipelines encode a video.
             self.record.clock.mark()
         kept = self._kept.setdefault((call.slot, call.kind), deque(maxlen=self._history))
-        outputs, weights = self._read(call.step, kept)
+        mask = self.record.mask
+        outputs, weights = ([], ()) if mask.steps[call.step] else self._read(call.step, kept)
         self.record.calls[-1].append(not outputs)
         if outputs:
             return weighted_sum(outputs, weights)
         output = call.compute()
+        returned = self._corrected(call, kept, output)
         # The first call, too, and a fallback: what begins in the middle of a mask has nothing else.
-        if call.done == 0 or self._keeps[call.step] or not self.record.mask.steps[call.step]:
+        if call.done == 0 or self._keeps[call.step] or not mask.steps[call.step]:
             # A copy, because pipelines write into what their denoiser returned.
             kept.append(Kept(call.done, tree_map(copied, output)))
             self.record.kept_bytes = max(self.record.kept_bytes, self._bytes())
-        return output
+        return returned
 
     def end_step(self, run: Run, before: torch.Tensor | None, after: torch.Tensor) -> None:
         self.record.first = run.first
@@ -108,22 +110,33 @@ class StepReuse(Interceptor):
             self.record.calls.pop()
 
     def _read(self, step: int, kept: Sequence[Kept]) -> tuple[list[Any], Sequence[float]]:
-        """Kept outputs and their weights; none where the step is computed, and where the newest output is missing.
+        """Kept outputs and their weights for a reused step; none where the newest output is missing.
 
         Where older ones are missing, as after a beginning in the middle of the mask, the newest is held.
         """
-        mask = self.record.mask
-        if mask.steps[step]:
-            return [], ()
-        weights = mask.weights[step]
-        wanted = [computed for computed in mask.computed_steps if computed < step][-len(weights) :]
-        read = list(kept)[-len(weights) :]
+        weights = self.record.mask.weights[step]
+        read, wanted = self._last(len(weights), step, kept)
         found = [self.run.first + entry.done for entry in read]
         if not found or found[-1] < wanted[-1]:
             return [], ()
         if found == wanted and _are_alike(read):
             return [entry.output for entry in read], weights
         return [read[-1].output], (1.0,)
+
+    def _corrected(self, call: Call, kept: Sequence[Kept], output: Any) -> Any:
+        """The output of a computed step, summed with kept ones where the mask says so and all of them are there."""
+        weights = self.record.mask.weights[call.step] if self.record.mask.steps[call.step] else ()
+        if not weights:
+            return output
+        read, wanted = self._last(len(weights) - 1, call.step, kept)
+        read.append(Kept(call.done, output))
+        if [self.run.first + entry.done for entry in read[:-1]] != wanted or not _are_alike(read):
+            return output
+        return weighted_sum([entry.output for entry in read], weights)
+
+    def _last(self, count: int, step: int, kept: Sequence[Kept]) -> tuple[list[Kept], list[int]]:
+        """The last `count` kept outputs before a step, and the computed steps that they should be of."""
+        return list(kept)[-count:], [each for each in self.record.mask.computed_steps if each < step][-count:]
 
     def _bytes(self) -> int:
         tensors = (leaf for kept in self._kept.values() for entry in kept for leaf in tree_leaves(entry.output))

@@ -22,7 +22,7 @@ from lemica.reuse.cache import StepReuse, fitting
 from lemica.reuse.hook import Hook
 from lemica.reuse.identity import class_name, config_of, denoisers_of, target_of
 from lemica.reuse.others import refuse_other_caches
-from lemica.reuse.sampler import noise_levels
+from lemica.reuse.sampler import is_euler, noise_levels
 from lemica.reuse.summary import Summary, summary_of
 from lemica.reuse.watch import owner_of, unwatch, watch
 
@@ -190,7 +190,9 @@ def _mask_chooser(pipe: Any, mask: Mask, force: bool) -> Callable[[Any], Mask]:
 
     def choose(scheduler: Any) -> Mask:
         levels = noise_levels(scheduler)
-        weighted = mask if mask.weights is not None or levels is None else mask.with_weights(levels)
+        weighted = (
+            mask if mask.weights is not None or levels is None else mask.with_weights(levels, is_euler(scheduler))
+        )
         fitting(weighted, len(scheduler.timesteps))
         if not force:
             _refuse_other_target(mask, replace(target_of(own()), sigmas=levels))

@@ -5,6 +5,9 @@ from typing import Any
 
 import torch
 
+# Diffusers' scheduler and HunyuanVideo-1.5's own.
+_EULER_SCHEDULERS = {"FlowMatchEulerDiscreteScheduler", "FlowMatchDiscreteScheduler"}
+
 
 def noise_levels(scheduler: Any) -> tuple[float, ...]:
     """The N + 1 noise levels of a scheduler whose time steps are set, from about 1 to about 0.
@@ -26,6 +29,18 @@ def noise_levels(scheduler: Any) -> tuple[float, ...]:
         shares = signal.double().cpu()[times.long()].tolist()
         return (*(2 / math.pi * math.acos(math.sqrt(share)) for share in shares), 0.0)
     return (*(times.double() / times[0]).tolist(), 0.0)
+
+
+def is_euler(scheduler: Any) -> bool:
+    """Whether a step moves latents by the difference of its noise levels times the output, and by nothing else.
+
+    >>> is_euler(FlowMatchEulerDiscreteScheduler())
+    True
+    """
+    names = {kind.__name__ for kind in type(scheduler).__mro__}
+    config = getattr(scheduler, "config", {})
+    draws_noise, solver = config.get("stochastic_sampling", False), config.get("solver", "euler")
+    return bool(names & _EULER_SCHEDULERS) and solver == "euler" and not draws_noise
 
 
 def _angle(sigma: float) -> float:

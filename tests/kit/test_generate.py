@@ -142,7 +142,9 @@ def test_without_a_mask_kept_tensor_and_rule_can_be_chosen(command):
     _, state = generate.parse_arguments(command(*LEMICA, *more))
     assert (state.lemica_reuse, state.lemica_forecast) == ("velocity", "damped")
     _, state = generate.parse_arguments(command(*LEMICA, "--lemica_step", "3"))
-    assert (state.lemica_reuse, state.lemica_forecast) == ("residual", "hold")
+    assert (state.lemica_spacing, state.lemica_reuse, state.lemica_forecast) == ("released", None, None)
+    _, state = generate.parse_arguments(command(*LEMICA, "--lemica_step", "3", "--lemica_spacing", "uniform"))
+    assert state.lemica_spacing == "uniform"
 
 
 @pytest.mark.parametrize(

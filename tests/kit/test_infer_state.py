@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
+from dataclasses import replace
 
 import pytest
 from conftest import REPOSITORY
@@ -22,6 +23,7 @@ from infer_state import (
     parse_range,
     resolve_mask,
     step_mask,
+    uniform_mask,
 )
 
 STEPS = (True, False, True, False, False, True)
@@ -90,7 +92,17 @@ def test_the_mask_follows_the_steps_that_really_run(monkeypatch):
 def test_kept_tensor_and_rule_can_be_chosen_for_a_budget():
     run = run_of(8)
     mask = resolve_mask(lemica(lemica_step=4, lemica_reuse="velocity", lemica_forecast="damped"), run)
-    assert (mask.kept, mask.rule, mask.weights) == ("velocity", "damped", RULES["damped"](mask.steps, run.sigmas))
+    assert mask == Mask(step_mask(4, 8), "velocity", rule="damped", origin="derived").with_weights(run.sigmas)
+
+
+def test_uniform_steps_keep_velocities_and_carry_them_on_unless_told_otherwise():
+    run = run_of(8)
+    uniform = Mask(uniform_mask(4, 8), "velocity", rule="damped", origin="uniform")
+    assert resolve_mask(lemica(lemica_step=4, lemica_spacing="uniform"), run) == uniform.with_weights(run.sigmas)
+    told = lemica(lemica_step=4, lemica_spacing="uniform", lemica_reuse="residual", lemica_forecast="hold")
+    assert resolve_mask(told, run) == replace(uniform, kept="residual", rule="hold").with_weights(run.sigmas)
+    with pytest.raises(ValueError, match="choose 2 to 8"):
+        resolve_mask(lemica(lemica_step=9, lemica_spacing="uniform"), run)
 
 
 def test_a_mask_overrides_the_budget_and_keeps_its_weights():
@@ -154,6 +166,7 @@ def test_a_mask_may_be_given_as_it_is():
     [
         ({"lemica_reuse": "velocity"}, "--lemica_reuse"),
         ({"lemica_forecast": "hold"}, "--lemica_forecast"),
+        ({"lemica_spacing": "released"}, "--lemica_spacing"),
         ({"lemica_reuse": "velocity", "lemica_forecast": "hold"}, "--lemica_reuse and --lemica_forecast"),
     ],
 )

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from hyvideo.commons.infer_state import RULES, Mask
+from hyvideo.commons.infer_state import Mask
 from hyvideo.pipelines.hunyuan_video_pipeline import KEPT_KINDS, StepCache, weighted_sum
 from runs import STEPS, generate
 
@@ -59,12 +59,12 @@ def test_a_reused_step_takes_the_weighted_sum_of_the_kept_tensors(load_pipeline,
 def test_the_rule_of_a_mask_without_weights_is_drawn_over_the_samplers_noise_levels(load_pipeline, kept):
     pipe = load_pipeline("480p_t2v")
     by_rule = generate(pipe, STEPS, kept, "damped")
-    rows = RULES["damped"](STEPS, pipe.scheduler.sigmas.double().tolist())
+    rule = Mask(STEPS, kept, rule="damped")
+    rows = rule.with_weights(pipe.scheduler.sigmas.double().tolist()).weights
     assert torch.equal(by_rule.videos, generate(pipe, STEPS, kept, "damped", rows).videos)
     assert not torch.equal(by_rule.videos, generate(pipe, STEPS, kept, "hold").videos)
-    assert not torch.equal(
-        by_rule.videos, generate(pipe, STEPS, kept, "damped", RULES["damped"](STEPS, [6, 5, 4, 3, 2, 1])).videos
-    )
+    other_rows = rule.with_weights([7, 6, 5, 4, 3, 2, 1]).weights
+    assert not torch.equal(by_rule.videos, generate(pipe, STEPS, kept, "damped", other_rows).videos)
 
 
 def test_kinds_differ(load_pipeline):
@@ -86,7 +86,8 @@ def random_mask(choose: random.Random) -> Mask:
     steps = (True, *(choose.random() < 0.5 for _ in range(10)), True)
     rows = []
     for step, computed in enumerate(steps):
-        length = choose.randint(1, min(4, sum(steps[:step]))) if not computed else 0
+        readable = min(4, sum(steps[: step + 1]))
+        length = choose.choice([0, *range(2, readable + 1)]) if computed else choose.randint(1, readable)
         rows.append(tuple(choose.uniform(-1, 1) for _ in range(length)))
     return Mask(steps, "velocity", tuple(rows))
 
@@ -98,13 +99,11 @@ def test_rows_of_weights_meet_the_tensors_that_they_are_for(seed):
     cache = StepCache(lambda step: (torch.tensor([float(step)]),), mask)
     seen = []
     for step, computed in enumerate(mask.steps):
-        if computed:
-            seen.append(step)
-            assert cache.compute(step, {"step": step}) == step
-        else:
-            row = mask.weights[step]
-            expected = sum(weight * kept for weight, kept in zip(row, seen[-len(row) :], strict=True))
-            assert cache.reuse(step, {}).item() == pytest.approx(expected, abs=1e-5)
+        seen += [step] * computed
+        row = mask.weights[step] or (1,)
+        expected = sum(weight * kept for weight, kept in zip(row, seen[-len(row) :], strict=True))
+        velocity = cache.compute(step, {"step": step}) if computed else cache.reuse(step, {})
+        assert velocity.item() == pytest.approx(expected, abs=1e-5)
         assert len(cache.kept) <= mask.history
     assert cache.kept == []
 

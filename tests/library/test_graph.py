@@ -84,11 +84,11 @@ def test_error_refuses_what_is_no_edge(i, j):
 @pytest.mark.parametrize("target", [TARGET, Target("demo", None, SIGMAS), Target(sigmas=SIGMAS)])
 def test_round_trip_keeps_every_bit(tmp_path, target):
     errors = np.random.default_rng(0).random(len(PAIRS)) * 10.0 ** np.arange(-150, 55, 30)
-    graph = graph_of(errors, samples=7, target=target, moments=moments(1))
+    graph = graph_of(errors, samples=7, target=target, moments=moments(1), is_euler=target.dtype is None)
     path = tmp_path / "new folder" / "graph.json"
     write_graph(graph, path)
     again = read_graph(path)
-    for name in ("target", "num_steps", "max_gap", "samples"):
+    for name in ("target", "num_steps", "max_gap", "samples", "is_euler"):
         assert getattr(again, name) == getattr(graph, name)
     np.testing.assert_array_equal(again.errors, graph.errors)
     np.testing.assert_array_equal(again.moments.products, graph.moments.products)
@@ -100,11 +100,13 @@ def test_the_file_is_the_documented_format(tmp_path):
     edges = [[i, j, float(error)] for error, (i, j) in enumerate(PAIRS)]
     write_graph(graph_of(range(7), samples=3), tmp_path / "graph.json")
     text = (tmp_path / "graph.json").read_text()
-    assert json.loads(text) == document(samples=3, edges=edges)
+    assert json.loads(text) == document(samples=3, edges=edges, sampler=None)
     assert "\n[0, 3, 1.0],\n" in text
     write_graph(graph_of(range(7), samples=3, moments=moments(1)), tmp_path / "graph.json")
     products = triangle(moments(1).products)
-    assert json.loads((tmp_path / "graph.json").read_text()) == document(samples=3, edges=edges, products=products)
+    assert json.loads((tmp_path / "graph.json").read_text()) == document(
+        samples=3, edges=edges, products=products, sampler=None
+    )
 
 
 def test_order_of_edges_unknown_keys_and_missing_products_do_not_matter(tmp_path):
@@ -266,6 +268,7 @@ def test_merging_does_not_invent_moments():
         ({"target": Target("demo", "0123abcd", None, "float32")}, "other noise levels; merge only"),
         ({"num_steps": 7, "target": Target("demo")}, "num_steps 6 and 7; merge only"),
         ({"max_gap": 2}, "max_gap 3 and 2; merge only"),
+        ({"is_euler": True}, "other samplers; merge only"),
     ],
 )
 def test_merging_refuses_graphs_that_do_not_belong_together(changes, fault):

@@ -10,7 +10,6 @@ import pytest
 from calibrated import NUM_STEPS, TARGET, calibrated_graph
 
 from lemica.masks import (
-    RULES,
     Mask,
     computed_steps,
     kept_steps,
@@ -83,7 +82,8 @@ def test_a_file_of_version_1_is_read(tmp_path, old_name):
     (tmp_path / "mask.json").write_text(json.dumps(old))
     read = read_mask(tmp_path / "mask.json").with_weights(TARGET.sigmas)
     assert (read.steps, read.kept, read.target.model) == (STEPS, "velocity", "480p_t2v")
-    assert read.weights == (mask.weights if old_name == "fitted" else RULES[read.rule](STEPS, TARGET.sigmas))
+    known = Mask(STEPS, "velocity", rule=read.rule if old_name != "fitted" else "hold").with_weights(TARGET.sigmas)
+    assert read.weights == (mask.weights if old_name == "fitted" else known.weights)
 
 
 def test_a_file_of_version_1_whose_forecast_is_gone_is_refused(tmp_path):
