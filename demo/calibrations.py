@@ -26,23 +26,23 @@ GRAPHS = ASSETS / "calibrations"
 TIMES = ASSETS / "measurements" / "calibrations.json"
 FRAMES = 9
 IMAGE_SIZE = (64, 64)
-MAX_GAP = 8
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """One graph: its task and steps, how edges are measured, on how many prompts with a seed each."""
+    """One graph: its task, steps and arithmetic, how edges are measured, on how many prompts with a seed each."""
 
     task: str
     num_steps: int
+    dtype: str = "fp32"
     edges: str = "fast"
     samples: int = 8
-    aspect_ratio: str = "1:1"
+    max_gap: int = 12
 
     @property
     def forwards(self) -> int:
         """Forwards of one sample."""
-        return work_for(self.edges, self.num_steps, MAX_GAP).forwards(self.num_steps)
+        return work_for(self.edges, self.num_steps, self.max_gap).forwards(self.num_steps)
 
 
 CALIBRATIONS = {
@@ -50,14 +50,16 @@ CALIBRATIONS = {
     "t2v_30": Calibration("t2v", 30),
     "i2v_50": Calibration("i2v", 50),
     "i2v_30": Calibration("i2v", 30),
-    # Videos that are not square, to plan for all formats together.
-    "t2v_50_wide": Calibration("t2v", 50, aspect_ratio="16:9"),
-    "t2v_50_tall": Calibration("t2v", 50, aspect_ratio="9:16"),
+    # In a GPU's arithmetic.
+    "t2v_50_bf16": Calibration("t2v", 50, "bf16"),
+    "t2v_30_bf16": Calibration("t2v", 30, "bf16"),
+    "i2v_50_bf16": Calibration("i2v", 50, "bf16"),
+    "i2v_30_bf16": Calibration("i2v", 30, "bf16"),
     # Exact edges are dear: two samples, and fast edges of the same two beside them.
-    "t2v_50_same": Calibration("t2v", 50, samples=2),
-    "t2v_30_same": Calibration("t2v", 30, samples=2),
-    "t2v_50_exact": Calibration("t2v", 50, "exact", samples=2),
-    "t2v_30_exact": Calibration("t2v", 30, "exact", samples=2),
+    "t2v_50_same": Calibration("t2v", 50, samples=2, max_gap=8),
+    "t2v_30_same": Calibration("t2v", 30, samples=2, max_gap=8),
+    "t2v_50_exact": Calibration("t2v", 50, edges="exact", samples=2, max_gap=8),
+    "t2v_30_exact": Calibration("t2v", 30, edges="exact", samples=2, max_gap=8),
 }
 
 
@@ -71,20 +73,21 @@ def calibrate(name: str, checkpoint: Path = CHECKPOINT, output: Path = GRAPHS) -
     """Write `output`/NAME.json; returns the CPU seconds that it took."""
     import torch
 
+    from demo.arithmetic import arithmetic
     from demo.attention import fused_attention
     from lemica.cli.main import main as lemica
 
     torch.set_num_threads(1)
     wanted = CALIBRATIONS[name]
-    with tempfile.TemporaryDirectory() as folder, fused_attention():
+    with tempfile.TemporaryDirectory() as folder, fused_attention(), arithmetic(wanted.dtype):
         arguments = {
             "--model_path": [checkpoint],
             "--output": [output / f"{name}.json"],
             "--resolution": ["480p"],
-            "--aspect_ratio": [wanted.aspect_ratio],
+            "--aspect_ratio": ["1:1"],
             "--video_length": [FRAMES],
             "--num_inference_steps": [wanted.num_steps],
-            "--max_gap": [MAX_GAP],
+            "--max_gap": [wanted.max_gap],
             "--edges": [wanted.edges],
             **_sample_files(Path(folder), wanted),
         }

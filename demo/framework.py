@@ -25,9 +25,10 @@ import torch
 from tqdm import tqdm
 
 import lemica
-from demo.calibrations import ASSETS, CALIBRATIONS, CHECKPOINT, FRAMES, GRAPHS, IMAGE_SIZE, MAX_GAP, Calibration
+from demo.calibrations import ASSETS, CALIBRATIONS, CHECKPOINT, FRAMES, GRAPHS, IMAGE_SIZE, Calibration
 from demo.data import Spec, first_frame, prompt_of, spec_of
-from demo.quality import FIRST_SEED, quality
+from demo.pairs import FIRST_SEED
+from demo.quality import quality
 from lemica.files import write_text
 from lemica.forecasts import FORECASTS
 from lemica.masks import Mask, write_mask
@@ -42,7 +43,7 @@ NUM_STEPS = 50
 # Every budget is planned; videos are made with these.
 SHOWN_BUDGETS = (25, 20, 15, 10)
 SHOWN_FORECASTS = ("fitted", "taylor-step", "hold")
-# Of demo.quality's pairs every third is of 64 x 64 pixels, in both tasks.
+# Of demo.pairs every third is of 64 x 64 pixels, in both tasks.
 PAIRS = range(0, 24, 3)
 UNCACHED = "uncached"
 
@@ -58,7 +59,7 @@ def compare(task: str, graphs: Path = GRAPHS, pairs: Sequence[int] = PAIRS) -> d
     Args:
         task: "t2v" or "i2v".
         graphs: folder of the kit's graphs.
-        pairs: of demo.quality, with which videos are made.
+        pairs: of demo.pairs, with which videos are made.
 
     Returns what framework.json holds of a task. Raises RuntimeError where the kit's process fails.
 
@@ -85,7 +86,7 @@ def compare(task: str, graphs: Path = GRAPHS, pairs: Sequence[int] = PAIRS) -> d
 def graph_in_diffusers(pipe: Any, wanted: Calibration) -> ErrorGraph:
     """The error graph of diffusers' pipeline on the samples of one of demo.calibrations."""
     calls = [request_for(wanted.task, spec_of(index)) | {"seed": 0} for index in range(wanted.samples)]
-    return lemica.calibrate(pipe, calls, wanted.num_steps, max_gap=MAX_GAP, edges=wanted.edges)
+    return lemica.calibrate(pipe, calls, wanted.num_steps, max_gap=wanted.max_gap, edges=wanted.edges)
 
 
 def request_for(task: str, spec: Spec) -> dict[str, Any]:

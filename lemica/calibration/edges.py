@@ -3,12 +3,12 @@
 exact edges  every edge is replayed to the end: it costs the error of the result, as LeMiCa (arXiv 2511.00090) defines
 fast edges   every edge is replayed to its end only, which computes no step: it costs the error there, the local error,
              times the gain, by which an error at step j grows or shrinks until the result. The gain is measured at a
-             handful of steps and interpolated in the logarithm
+             few late steps and interpolated in the logarithm; before them it is that of the first
 """
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,9 +17,11 @@ from lemica.moments import Moments
 from lemica.planning.graph import Edge, ErrorGraph, edge_pairs
 
 EXACT, FAST = "exact", "fast"
-# Eight replays that end at evenly spread steps cost at most 4 full runs, and the trajectory one.
-GAIN_REPLAYS = 8
-GAIN_GAP = 4
+# The gain changes little, and replays from early steps are dear. In bfloat16 they mislead, too: what rounding grows to
+# over many steps is taken for a gain. So a few replays of long gaps, whose errors are large, in the last two fifths.
+GAIN_REPLAYS = 4
+GAIN_GAP = 8
+FIRST_GAIN = 0.6
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,14 @@ class Errors:
     """What the replays of one sample gave.
 
     Mean absolute errors of latents by edge (i, j): local, just before step j, and final, of the result. And the noise
-    levels and products of the uncached run's velocities, as in ``Moments``.
+    levels and products of the uncached run's velocities, as in ``Moments``, and whether the sampler is Euler's.
     """
 
     local: list[Edge]
     final: list[Edge]
     sigmas: list[float]
     products: list[list[float]]
+    is_euler: bool = False
 
 
 def work_for(mode: str, num_steps: int, max_gap: int) -> Work:
@@ -60,9 +63,9 @@ def work_for(mode: str, num_steps: int, max_gap: int) -> Work:
 
 
 def gain_edges(num_steps: int, max_gap: int) -> list[tuple[int, int]]:
-    """The edges (i, j) at whose ends j the gain is measured: evenly spread over the steps at which an edge can end."""
-    ends = np.linspace(2, num_steps - 1, min(GAIN_REPLAYS, num_steps - 2)).round().astype(int).tolist()
-    return [(end - min(GAIN_GAP, max_gap, end), end) for end in ends]
+    """The edges (i, j) at whose ends j the gain is measured: evenly spread over the last two fifths of the steps."""
+    ends = np.linspace(FIRST_GAIN * (num_steps - 1), num_steps - 1, GAIN_REPLAYS).round().astype(int)
+    return [(end - min(GAIN_GAP, max_gap, end), end) for end in np.unique(np.maximum(ends, 2)).tolist()]
 
 
 def sample_graph(errors: Errors, mode: str, target: Target, max_gap: int) -> ErrorGraph:
@@ -73,6 +76,7 @@ def sample_graph(errors: Errors, mode: str, target: Target, max_gap: int) -> Err
         max_gap=max_gap,
         edges=errors.final if mode == EXACT else fast_edges(errors),
         moments=Moments(errors.sigmas, errors.products),
+        is_euler=errors.is_euler,
     )
 
 
@@ -95,4 +99,4 @@ def joined(parts: Iterable[Errors]) -> Errors:
     """The errors of a sample whose work was done in parts; each part has run the whole uncached run."""
     parts = list(parts)
     local, final = ([edge for part in parts for edge in getattr(part, name)] for name in ("local", "final"))
-    return Errors(local, final, parts[0].sigmas, parts[0].products)
+    return replace(parts[0], local=local, final=final)

@@ -33,7 +33,7 @@ def calibrate(
     samples: Sequence[Mapping[str, Any]],
     num_inference_steps: int = 50,
     *,
-    max_gap: int = 8,
+    max_gap: int = 12,
     edges: str = "fast",
     output: str | os.PathLike | None = None,
     show_progress: bool = True,

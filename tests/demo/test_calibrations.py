@@ -5,7 +5,7 @@ import json
 import pytest
 
 from demo import calibrations
-from demo.calibrations import CALIBRATIONS, GRAPHS, MAX_GAP, TIMES, Calibration, calibrate, calibration, note_seconds
+from demo.calibrations import CALIBRATIONS, GRAPHS, TIMES, Calibration, calibrate, calibration, note_seconds
 from lemica.planning.graph import read_graph
 
 
@@ -13,8 +13,9 @@ def test_every_stored_graph_is_of_its_calibration():
     assert {path.stem for path in GRAPHS.glob("*.json")} == set(CALIBRATIONS)
     for name, made in CALIBRATIONS.items():
         graph = calibration(name)
-        assert (graph.num_steps, graph.max_gap, graph.samples) == (made.num_steps, MAX_GAP, made.samples)
+        assert (graph.num_steps, graph.max_gap, graph.samples) == (made.num_steps, made.max_gap, made.samples)
         assert graph.target.model == f"480p_{made.task}"
+        assert graph.target.dtype == {"fp32": "float32", "bf16": "bfloat16"}[made.dtype]
         assert graph.moments is not None
 
 

@@ -229,13 +229,13 @@ def test_cost_of_exact_edges(steps, gap, forwards):
 
 
 @pytest.mark.parametrize("steps", range(3, 201))
-def test_fast_edges_cost_at_most_five_full_runs(steps):
+def test_fast_edges_cost_about_two_full_runs(steps):
     for gap in range(2, min(10, steps - 1) + 1):
         work = work_for(FAST, steps, gap)
         ends = [j for _, j in work.edges]
-        assert work.forwards(steps) <= 5 * steps
+        assert work.forwards(steps) <= 2 * steps + 2
         assert {*work.edges} <= {*edge_pairs(steps, gap)}
-        assert ends[0] == 2 and ends[-1] == steps - 1 and len(set(ends)) == min(8, steps - 2)
+        assert ends[-1] == steps - 1 and len(set(ends)) == len(ends) and ends[0] >= min(0.59 * (steps - 1), 2)
         assert {i for i, _ in edge_pairs(steps, gap)} == set(work.starts)
 
 
@@ -251,12 +251,13 @@ def errors_with_gain(gain, local) -> Errors:
     )
 
 
-def test_fast_edges_recover_a_gain_that_is_linear_in_the_logarithm():
+def test_fast_edges_recover_a_gain_that_is_linear_in_the_logarithm_from_where_it_is_measured():
     def local(i, j):
         return (j - i) ** 2 / (i + 3)
 
+    first = gain_edges(30, 5)[0][1]
     for i, j, error in fast_edges(errors_with_gain(lambda j: 5 * 0.9**j, local)):
-        assert error == pytest.approx(local(i, j) * 5 * 0.9**j)
+        assert error == pytest.approx(local(i, j) * 5 * 0.9 ** max(j, first))
 
 
 def test_fast_edges_hold_where_nothing_changes():
@@ -301,7 +302,7 @@ def test_cost_in_words():
     assert one.cost() == "exact edges: 7309 forwards per sample (146.2 full runs)"
     three = Workload(prompts, work_for(FAST, 50, 8), FAST, 50, 8)
     assert three.cost(2) == (
-        "fast edges: 246 forwards per sample (4.9 full runs), 738 for 3 samples, at most 408 on one of 2 ranks"
+        "fast edges: 94 forwards per sample (1.9 full runs), 282 for 3 samples, at most 173 on one of 2 ranks"
     )
 
 
@@ -373,7 +374,7 @@ def test_the_graph_is_the_mean_over_prompts_and_seeds(run, tmp_path, load_pipeli
     assert graph.error(1, 3) == pytest.approx(np.mean(errors), rel=1e-12)
     products = np.mean([trajectory.record.products() for trajectory in trajectories], axis=0)
     assert graph.moments.products == pytest.approx(products, rel=1e-12)
-    assert (graph.num_steps, graph.max_gap, graph.samples) == (4, 3, 4)
+    assert (graph.num_steps, graph.max_gap, graph.samples, graph.is_euler) == (4, 3, 4, True)
     assert graph.target == Target(**vars(pipe.target(settings_of(pipe, 4).scheduler)))
     assert (graph.target.model, graph.target.dtype) == ("480p_t2v_distilled", "float32")
     assert len(graph.target.config) == 16
@@ -390,6 +391,7 @@ def test_a_calibration_is_planned_and_the_mask_runs_as_planned(run, tmp_path, lo
         inputs = pipe.prepare(settings_of(pipe))
     mask = resolve_mask(state, pipe.target(inputs.scheduler))
     assert (mask.rule, mask.kept, mask.budget) == ("fitted", "velocity", 4)
+    assert mask.corrected_steps
 
     # The library's own reuse, on a run without cache.
     with reusing([pipe.transformer], inputs.scheduler, mask, timesteps_are_set=True):

@@ -18,6 +18,7 @@ from lemica.cli.main import main
 from lemica.errors import Refused
 from lemica.masks import Mask, hold
 from lemica.planning.graph import read_graph, write_graph
+from lemica.planning.plan import plan
 
 STEPS = 8
 # Samplers of first and second order, of flow and of noise, deterministic and not; one and several calls per step.
@@ -81,7 +82,15 @@ def test_the_graph_says_what_it_belongs_to(tmp_path):
     assert graph.target.sigmas == tuple(tiny.pipe.scheduler.sigmas.double().tolist())
     assert "torch 2" in graph.made_by and "diffusers 0." in graph.made_by
     assert read_graph(tmp_path / "g.json").target == graph.target
+    assert graph.is_euler
     assert [path.name for path in tmp_path.iterdir()] == ["g.json"]
+
+
+def test_masks_for_other_samplers_than_eulers_correct_nothing(tmp_path):
+    tiny = make("wan_unipc")
+    graph = lemica.calibrate(tiny.pipe, [tiny.call], STEPS, max_gap=3, show_progress=False)
+    assert not graph.is_euler
+    assert plan(graph, 4).corrected_steps == ()
 
 
 def test_a_planned_mask_is_refused_by_another_model_and_by_other_noise_levels():
