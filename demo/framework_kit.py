@@ -18,7 +18,7 @@ from demo.attention import fused_attention
 from demo.calibrations import CHECKPOINT
 from demo.framework import UNCACHED
 from demo.methods import Method
-from demo.quality import Pair
+from demo.pairs import Batch, Pair
 from lemica.masks import read_mask
 
 
@@ -29,9 +29,9 @@ def write_videos(task: str, folder: Path, pairs: Sequence[int]) -> None:
     pipe = HunyuanVideo_1_5_Pipeline.create_pipeline(str(CHECKPOINT), f"480p_{task}")
     pipe.set_progress_bar_config(disable=True)
     for index in pairs:
-        pair = Pair(pipe, index)
-        videos = {name: pair.video(Method(name, mask)) for name, mask in masks.items()}
-        np.savez(folder / f"{index}.npz", **videos, **{UNCACHED: pair.reference(num_steps)})
+        batch = Batch([Pair(pipe, index)])
+        videos = {name: batch.videos(Method(name, mask))[0] for name, mask in masks.items()}
+        np.savez(folder / f"{index}.npz", **videos, **{UNCACHED: batch.reference(num_steps)[0]})
 
 
 if __name__ == "__main__":

@@ -52,14 +52,16 @@ class Training:
     # Noise levels are drawn as the sampler spaces its steps, with this shift.
     shift: float = 3.0
     average: float = 0.998
+    hidden: int = 128
+    blocks: int = 8
 
 
-def demo_config(vae_scaling: float) -> TinyConfig:
+def demo_config(training: Training, vae_scaling: float) -> TinyConfig:
     """Sizes of the demo model, in the terms of the checkpoint writer."""
     return TinyConfig(
-        hidden=128,
-        heads=4,
-        blocks=8,
+        hidden=training.hidden,
+        heads=training.hidden // 32,
+        blocks=training.blocks,
         mlp_ratio=4.0,
         glyph=False,
         prompt_tokens=32,
@@ -275,7 +277,7 @@ def write_transformers(model: HunyuanVideo_1_5_DiffusionTransformer, output: Pat
 def prepare_output(output: Path, vae: Path, training: Training) -> dict:
     """Everything but trained weights; returns the transformer's config."""
     loaded = AutoencoderKLConv3D.from_pretrained(vae, torch_dtype=torch.float16)
-    config = demo_config(loaded.config.scaling_factor)
+    config = demo_config(training, loaded.config.scaling_factor)
     write_frozen_parts(output, config, training.seed)
     loaded.save_pretrained(output / "vae")
     kwargs = transformer_config(T2V, config)
@@ -293,7 +295,9 @@ def every_prompt(sets: Sequence[Videos]) -> Iterator[str]:
 
 def write_log(run: TransformerRun, vae: Path) -> None:
     """`training.json`: how the model came about."""
-    flags = f"--steps {run.training.steps} --seed {run.training.seed} --videos {run.training.videos}"
+    flags = " ".join(
+        f"--{name} {getattr(run.training, name)}" for name in ("steps", "seed", "videos", "hidden", "blocks")
+    )
     record = {
         "command": f"python -m demo.train_model OUTPUT --vae {vae.name} {flags}",
         "machine": machine(),
@@ -313,13 +317,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--steps", type=int, default=default.steps)
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--videos", type=int, default=default.videos, help="size of the training set")
+    parser.add_argument("--hidden", type=int, default=default.hidden, help="width, a multiple of 32")
+    parser.add_argument("--blocks", type=int, default=default.blocks)
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, or go on training."""
     options = parse_arguments(arguments)
-    training = Training(steps=options.steps, seed=options.seed, videos=options.videos)
+    chosen = {name: value for name, value in vars(options).items() if name not in ("output", "vae")}
+    training = Training(**chosen)
     initialize_sequence_parallel()
     config = prepare_output(options.output, options.vae, training)
     pipe = HunyuanVideo_1_5_Pipeline.create_pipeline(str(options.output), T2V)

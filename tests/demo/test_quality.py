@@ -1,5 +1,6 @@
 """The measurements on the demo model: what is compared, on which pairs, and how the tables come out of the numbers."""
 
+import itertools
 import json
 import math
 
@@ -12,8 +13,9 @@ from hyvideo.pipelines.hunyuan_video_pipeline import HunyuanVideo_1_5_Pipeline
 from demo.arithmetic import arithmetic
 from demo.calibrations import CHECKPOINT, calibration
 from demo.data import is_held_out, prompt_of, spec_of
-from demo.methods import read_methods, static_mask
-from demo.quality import Pair, main, quality
+from demo.methods import read_methods
+from demo.pairs import Batch, Pair, batches
+from demo.quality import main, quality
 from demo.results import budget_table, merged, methods_in, read_results, rows_of, write_results
 from lemica.masks import step_mask, uniform_mask
 from lemica.planning.plan import plan, with_forecast
@@ -24,50 +26,55 @@ MEASUREMENTS = REPOSITORY / "assets" / "measurements"
 def methods_of(folder, *entries):
     path = folder / "methods.json"
     path.write_text(json.dumps(entries))
-    return read_methods(path)
+    return read_methods(path, "t2v", "fp32")
 
 
 def test_every_kind_of_method_has_its_steps_and_its_rule(tmp_path):
-    released, uniform, static, planned, fitted, fewer = methods_of(
+    released, uniform, planned, plain, fitted, fewer, floor = methods_of(
         tmp_path,
         {"name": "released", "steps": 50, "budgets": [20]},
         {"name": "uniform", "steps": 50, "budgets": [20], "mask": "uniform", "kept": "velocity", "forecast": "damped"},
-        {"name": "static", "steps": 50, "mask": "static"},
-        {"name": "minimax", "steps": 50, "budgets": [20], "plan": "t2v_50", "forecast": "fitted", "history": 3},
-        {"name": "released", "steps": 50, "budgets": [20], "graph": "t2v_50", "forecast": "fitted"},
+        {"name": "minimax", "steps": 50, "budgets": [20], "mask": "planned", "forecast": "fitted", "history": 3},
+        {
+            "name": "no correction",
+            "steps": 50,
+            "budgets": [20],
+            "mask": "planned",
+            "forecast": "fitted",
+            "correct": False,
+        },
+        {"name": "released", "steps": 50, "budgets": [20], "forecast": "fitted"},
         {"name": "fewer", "steps": 6, "budgets": [3], "sampler": True},
+        {"name": "floor", "steps": 50, "budgets": [20], "floor": True},
     )
     graph = calibration("t2v_50")
     assert released.mask.steps == step_mask(20, 50)
     assert (released.mask.kept, released.mask.rule) == ("residual", "hold")
     assert uniform.mask.steps == uniform_mask(20, 50)
     assert (uniform.mask.kept, uniform.mask.rule) == ("velocity", "damped")
-    assert static.mask.steps == static_mask(50)
     assert planned.mask == plan(graph, 20, "fitted", history=3)
+    assert plain.mask == plan(graph, 20, correct=False)
     assert fitted.mask.steps == step_mask(20, 50)
     assert fitted.mask.weights == with_forecast(step_mask(20, 50), graph, "fitted").weights
     assert fewer.sampler and fewer.mask.budget == 3
+    assert floor.floor and floor.key == "50 steps, B = 20, floor"
 
 
-def test_a_plan_over_several_calibrations_is_one_of_their_mean(tmp_path):
-    entry = {"name": "minimax", "steps": 50, "budgets": [20], "plan": "t2v_50 t2v_50"}
-    (method,) = methods_of(tmp_path, entry)
-    assert method.mask.steps == plan(calibration("t2v_50"), 20).steps
-
-
-def test_a_plan_on_a_graph_of_another_number_of_steps_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="t2v_50 is of 50 steps, 'minimax' of 30"):
-        methods_of(tmp_path, {"name": "minimax", "steps": 30, "budgets": [10], "plan": "t2v_50"})
+def test_in_bfloat16_masks_are_planned_on_graphs_of_that_arithmetic(tmp_path):
+    path = tmp_path / "methods.json"
+    path.write_text(json.dumps([{"name": "minimax", "steps": 30, "budgets": [20], "mask": "planned"}]))
+    (method,) = read_methods(path, "i2v", "bf16")
+    assert method.mask == plan(calibration("i2v_30_bf16"), 20, "hold")
 
 
 def test_a_methods_key_tells_steps_budget_name_and_rule(tmp_path):
-    method, cache = methods_of(
+    method, fewer = methods_of(
         tmp_path,
-        {"name": "minimax", "steps": 50, "budgets": [20], "plan": "t2v_50", "forecast": "hold"},
-        {"name": "deepcache", "steps": 50, "mask": "static", "cache_type": "deepcache"},
+        {"name": "minimax", "steps": 50, "budgets": [20], "mask": "planned", "forecast": "hold"},
+        {"name": "fewer", "steps": 50, "budgets": [20], "sampler": True},
     )
     assert method.key == "50 steps, B = 20, minimax, velocity + hold"
-    assert cache.key == "50 steps, B = 25, deepcache"
+    assert fewer.key == "50 steps, B = 20, fewer"
 
 
 def test_methods_that_cannot_be_told_apart_are_refused(tmp_path):
@@ -123,8 +130,26 @@ def test_pairs_are_held_out_and_image_to_video_starts_from_the_drawn_video(load_
     assert pair.image.size == (80, 48)
 
 
+def test_pairs_of_one_format_make_batches(load_pipeline):
+    made = batches(load_pipeline("480p_t2v"), range(10), 3)
+    assert [[pair.index for pair in batch.pairs] for batch in made] == [[0, 3, 6], [9], [1, 4, 7], [2, 5, 8]]
+
+
+@pytest.mark.parametrize("version", ["480p_t2v", "480p_i2v"])
+def test_what_a_pair_gets_does_not_depend_on_the_batch_but_for_rounding(load_pipeline, monkeypatch, version):
+    monkeypatch.setattr("demo.pairs.FRAMES", 5)
+    pairs = [Pair(load_pipeline(version), index) for index in (1, 4)]
+    with torch.no_grad():
+        together = Batch(pairs).reference(4)
+        alone = [Batch([pair]).reference(4)[0] for pair in pairs]
+        moved = Batch(pairs).floor(4)
+    assert all(np.abs(mine - its).max() < 1e-3 for mine, its in zip(together, alone, strict=True))
+    assert np.abs(together[0] - together[1]).max() > 0.1
+    assert all(0 < np.abs(mine - its).max() < 1e-2 for mine, its in zip(together, moved, strict=True))
+
+
 def test_a_run_measures_and_goes_on_and_the_table_shows_it(checkpoint, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("demo.quality.FRAMES", 5)
+    monkeypatch.setattr("demo.pairs.FRAMES", 5)
     methods, output = tmp_path / "methods.json", tmp_path / "pairs.json"
     first = {"name": "all computed", "steps": 4, "budgets": [4]}
     second = {"name": "held", "steps": 4, "budgets": [3], "kept": "velocity"}
@@ -146,13 +171,14 @@ def test_a_run_measures_and_goes_on_and_the_table_shows_it(checkpoint, tmp_path,
     assert "| 4 steps, B = 3, fewer | 1 |" in table[-1]
 
 
-@pytest.mark.parametrize("task", ["t2v", "i2v"])
-def test_the_published_results_are_of_the_methods_in_the_list(task):
-    listed = {method.key for method in read_methods(REPOSITORY / "demo" / f"methods_{task}.json")}
-    measured = read_results(MEASUREMENTS / f"quality_{task}.json")
-    assert set(methods_in(measured)) == listed
+@pytest.mark.parametrize(("task", "dtype"), itertools.product(["t2v", "i2v"], ["bf16", "fp32"]))
+def test_the_published_results_are_of_the_methods_in_the_list(task, dtype):
+    listed = "methods" if (task, dtype) == ("t2v", "bf16") else "methods_short"
+    keys = [method.key for method in read_methods(REPOSITORY / "demo" / f"{listed}.json", task, dtype)]
+    measured = read_results(MEASUREMENTS / f"quality_{task}_{dtype}.json")
+    assert methods_in(measured) == keys
     assert list(measured) == [f"480p_{task} {pair}" for pair in range(32)]
-    assert all(rows.keys() == listed for rows in measured.values())
+    assert all(rows.keys() == set(keys) for rows in measured.values())
 
 
 def test_the_arithmetic_of_a_gpu_runs_on_a_cpu():

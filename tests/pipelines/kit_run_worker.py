@@ -20,7 +20,7 @@ from hyvideo.pipelines.hunyuan_video_pipeline import HunyuanVideo_1_5_Pipeline, 
 from demo.attention import fused_attention
 from demo.calibrations import CALIBRATIONS, CHECKPOINT, Calibration, calibrate
 from demo.data import prompt_of
-from demo.quality import FIRST_SEED, Pair
+from demo.pairs import FIRST_SEED, Pair
 from lemica.planning.graph import ErrorGraph, read_graph
 
 NUM_STEPS = 50
@@ -30,7 +30,7 @@ FEW_STEPS = 8
 
 
 def kit_run(task: str, index: int) -> dict[str, Any]:
-    """Everything about the run of one pair of demo.quality: tensors, the prompt, the picture or None."""
+    """Everything about the run of one pair of demo.pairs: tensors, the prompt, the picture or None."""
     pipe = HunyuanVideo_1_5_Pipeline.create_pipeline(str(CHECKPOINT), f"480p_{task}")
     pipe.set_progress_bar_config(disable=True)
     pair = Pair(pipe, index)

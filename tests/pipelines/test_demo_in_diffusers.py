@@ -17,7 +17,7 @@ from demo.calibrations import CHECKPOINT, Calibration
 from demo.diffusers_model import convert_transformer, convert_vae, demo_pipeline
 from demo.framework import graph_differences, graph_in_diffusers, mask_differences, masks_of, run_on_kits_packages
 
-# Pairs of demo.quality: text-to-video at 64 x 64, image-to-video from a tall picture, whose size has to be found.
+# Pairs of demo.pairs: text-to-video at 64 x 64, image-to-video from a tall picture, whose size has to be found.
 RUNS = {"t2v": 0, "i2v": 2}
 both_tasks = pytest.mark.parametrize("task", RUNS)
 
