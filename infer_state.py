@@ -39,6 +39,8 @@ RELEASED_STEPS = {
     10: (0, 1, 3, 5, 9, 17, 25, 33, 41, 49),
 }
 
+# How the steps of a budget lie where no mask is given: as the authors released them, or evenly spread.
+SPACINGS = ("released", "uniform")
 # Half of what forecasts have missed is paid back after so long a gap.
 HALF_PAID_GAP = 5
 
@@ -447,8 +449,6 @@ def target_from(content) -> Target:
 
 NAMED_BUDGETS = {"slow": 25, "medium": 20, "fast": 15, "ultra": 10}
 DEFAULT_BUDGET = 25
-# How a budget's steps lie without a mask file.
-SPACINGS = ("released", "uniform")
 
 
 @dataclass(kw_only=True)

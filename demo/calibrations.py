@@ -30,13 +30,14 @@ IMAGE_SIZE = (64, 64)
 
 @dataclass(frozen=True)
 class Calibration:
-    """One graph: its task, steps and arithmetic, how edges are measured, on how many prompts with a seed each."""
+    """One graph: its task, steps and arithmetic, how edges are measured, and on which prompts, with a seed each."""
 
     task: str
     num_steps: int
     dtype: str = "fp32"
     edges: str = "fast"
     samples: int = 8
+    first_sample: int = 0
     max_gap: int = 12
 
     @property
@@ -69,8 +70,8 @@ def calibration(name: str) -> ErrorGraph:
     return read_graph(GRAPHS / f"{name}.json")
 
 
-def calibrate(name: str, checkpoint: Path = CHECKPOINT, output: Path = GRAPHS) -> float:
-    """Write `output`/NAME.json; returns the CPU seconds that it took."""
+def calibrate(wanted: Calibration, output: Path, checkpoint: Path = CHECKPOINT) -> float:
+    """Write a graph; returns the CPU seconds that it took."""
     import torch
 
     from demo.arithmetic import arithmetic
@@ -78,11 +79,10 @@ def calibrate(name: str, checkpoint: Path = CHECKPOINT, output: Path = GRAPHS) -
     from lemica.cli.main import main as lemica
 
     torch.set_num_threads(1)
-    wanted = CALIBRATIONS[name]
     with tempfile.TemporaryDirectory() as folder, fused_attention(), arithmetic(wanted.dtype):
         arguments = {
             "--model_path": [checkpoint],
-            "--output": [output / f"{name}.json"],
+            "--output": [output],
             "--resolution": ["480p"],
             "--aspect_ratio": ["1:1"],
             "--video_length": [FRAMES],
@@ -100,7 +100,7 @@ def _sample_files(folder: Path, wanted: Calibration) -> dict[str, list[Path]]:
     """Prompts, and first frames for image-to-video, as files; by the flag that names them."""
     from demo.data import first_frame, prompt_of, spec_of
 
-    specs = [spec_of(index) for index in range(wanted.samples)]
+    specs = [spec_of(wanted.first_sample + index) for index in range(wanted.samples)]
     prompts = folder / "prompts.txt"
     prompts.write_text("".join(f"{prompt_of(spec)}\n" for spec in specs))
     if wanted.task == "t2v":
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", choices=list(CALIBRATIONS), metavar="NAME", help=", ".join(CALIBRATIONS))
     for name in parser.parse_args(arguments).names:
-        note_seconds(name, calibrate(name))
+        note_seconds(name, calibrate(CALIBRATIONS[name], GRAPHS / f"{name}.json"))
 
 
 if __name__ == "__main__":

@@ -118,11 +118,22 @@ def full_table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def budget_table(rows: Sequence[Row]) -> Iterator[str]:
-    """A Markdown table with a line per method and a column per budget, for each number of steps: PSNR and the worst."""
-    cells = {row.parts: f"{row.psnr:.1f} (worst {row.worst:.1f})" for row in rows}
+    """A Markdown table with a line per method and a column per budget, for each number of steps.
+
+    In each cell the mean PSNR with its standard error, and the worst.
+    """
+    return _by_budget({row.parts: f"{row.psnr:.1f} ± {row.error:.1f} ({row.worst:.1f})" for row in rows}, "PSNR in dB")
+
+
+def gain_table(rows: Sequence[Row]) -> Iterator[str]:
+    """The same with paired differences and their standard errors."""
+    return _by_budget({row.parts: f"{row.gain:+.1f} ± {row.gain_error:.1f}" for row in rows}, "difference in dB")
+
+
+def _by_budget(cells: dict[tuple[str, str, str], str], unit: str) -> Iterator[str]:
     for steps in dict.fromkeys(steps for steps, _, _ in cells):
         budgets = sorted({budget for each, budget, _ in cells if each == steps}, key=lambda b: -int(b.split()[-1]))
-        yield f"| {steps}, PSNR in dB | {' | '.join(budgets)} |"
+        yield f"| {steps}, {unit} | {' | '.join(budgets)} |"
         yield "|---" * (len(budgets) + 1) + "|"
         for method in dict.fromkeys(method for each, _, method in cells if each == steps):
             yield f"| {method} | {' | '.join(cells.get((steps, budget, method), '') for budget in budgets)} |"

@@ -18,72 +18,90 @@ from scipy.stats import spearmanr
 from benchmarks import counts, gpu, pipelines, steps
 from demo.calibrations import CALIBRATIONS, GRAPHS, TIMES, calibration
 from demo.faults import COLUMNS
-from demo.results import Row, budget_table, full_table, merged, rows_of
+from demo.results import Row, budget_table, gain_table, merged, rows_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = (REPOSITORY / "README.md", REPOSITORY / "README_CN.md", *sorted((REPOSITORY / "docs").glob("*.md")))
 MEASUREMENTS = REPOSITORY / "assets" / "measurements"
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-# What README shows, and what it calls that.
-README_METHODS = {
-    "fewer steps": "no cache, B steps instead of 50",
-    "released, residual + hold": "the authors' masks (default)",
-    "minimax, velocity + hold": "planned masks, velocity held",
-    "minimax, velocity + fitted": "planned masks, fitted forecast",
+# What the tables of quality call the methods of demo/methods.json.
+METHODS = {
+    "noise floor": "nothing reused, noise moved by 1e-5: the floor",
+    "fewer steps": "no cache, B steps instead",
+    "released, residual + hold": "the authors' steps, residual held (default)",
+    "released, velocity + damped": "the authors' steps, damped and corrected",
+    "uniform, residual + hold": "uniform steps, residual held",
+    "uniform, velocity + damped": "uniform steps, damped and corrected",
+    "uniform, velocity + fitted": "uniform steps, fitted and corrected",
+    "minimax, velocity + hold": "planned, held (LeMiCa)",
+    "minimax, velocity + damped": "planned, damped and corrected",
+    "minimax, velocity + taylor-step": "planned, taylor-step and corrected",
+    "minimax, no correction, velocity + fitted": "planned, fitted",
+    "minimax, velocity + fitted": "planned, fitted and corrected",
 }
-# What the short tables of quality show.
-BEST_METHODS = (
+README_METHODS = (
     "fewer steps",
     "released, residual + hold",
-    "released, velocity + damped",
+    "uniform, velocity + damped",
     "minimax, velocity + hold",
-    "minimax, velocity + damped",
-    "minimax, velocity + taylor-step",
     "minimax, velocity + fitted",
 )
+README_BUDGETS = ("B = 25", "B = 20", "B = 15", "B = 10")
+# Paired differences: a method, the one that it is compared with, and what that is called.
+COMPARED = (
+    ("minimax, velocity + fitted", "noise floor", "planned, fitted and corrected, over the floor"),
+    ("minimax, velocity + fitted", "fewer steps", "the same over fewer steps"),
+    ("minimax, velocity + fitted", "minimax, velocity + hold", "the same over planned, held (LeMiCa)"),
+    ("minimax, velocity + fitted", "minimax, no correction, velocity + fitted", "what the correction adds"),
+    ("uniform, velocity + damped", "fewer steps", "uniform, damped and corrected, over fewer steps"),
+    ("uniform, velocity + damped", "released, residual + hold", "the same over the authors' steps, residual held"),
+)
 
-# What the calibrated tasks are called.
+# What the calibrated tasks are called, and the arithmetics.
 TASK_NAMES = {"t2v": "text to video", "i2v": "image to video"}
+DTYPES = ("bf16", "fp32")
 
 
-def _rows(*files: str) -> list[Row]:
-    return list(rows_of(merged([MEASUREMENTS / f"{name}.json" for name in files]), against="fewer steps"))
+def _rows(file: str, against: str) -> list[Row]:
+    """The rows of a result file with paired differences to a method; none where it has not been measured."""
+    path = MEASUREMENTS / f"{file}.json"
+    return list(rows_of(merged([path]), against)) if path.exists() else []
 
 
-def _chosen(rows: Iterable[Row], methods: tuple[str, ...]) -> list[Row]:
-    """The rows of some methods, in the order of the methods."""
-    return sorted((row for row in rows if row.parts[2] in methods), key=lambda row: methods.index(row.parts[2]))
+def _called(row: Row, name: str) -> Row:
+    """A row with another name of its method."""
+    return replace(row, key=", ".join((*row.parts[:2], name)))
 
 
 def readme() -> Iterator[str]:
-    """What caching costs, in four lines."""
-    rows = [row for row in _chosen(_rows("quality_t2v"), tuple(README_METHODS)) if row.parts[0] == "50 steps"]
-    return budget_table([replace(row, key=", ".join((*row.parts[:2], README_METHODS[row.parts[2]]))) for row in rows])
+    """What caching costs, in a few lines."""
+    rows = {row.parts: row for row in _rows("quality_t2v_bf16", "fewer steps")}
+    wanted = [("50 steps", budget, method) for method in README_METHODS for budget in README_BUDGETS]
+    return budget_table([_called(rows[parts], METHODS[parts[2]]) for parts in wanted])
 
 
-def quality(task: str) -> Iterator[str]:
-    """What the best methods of each kind cost."""
-    return budget_table(_chosen(_rows(f"quality_{task}"), BEST_METHODS))
+def quality(task: str, dtype: str) -> Iterator[str]:
+    """What every method costs, in the order of its file."""
+    return budget_table(
+        [_called(row, METHODS[row.parts[2]]) for row in _rows(f"quality_{task}_{dtype}", "fewer steps")]
+    )
 
 
-def quality_all(task: str) -> Iterator[str]:
-    """Every method, and those that were measured at a commit that still had them."""
-    # The history is compared with "fewer steps", which is not in its own file.
-    rows, now = _rows(f"quality_{task}", f"quality_history_{task}"), {row.key for row in _rows(f"quality_{task}")}
-    yield from full_table([row for row in rows if row.key in now])
-    yield from ("", "Measured at commit e7d6b1f, with what is no longer there:", "")
-    yield from full_table([row for row in rows if row.key not in now])
+def gains(task: str, dtype: str) -> Iterator[str]:
+    """How far methods are apart, pair by pair."""
+    rows = [
+        _called(row, name)
+        for method, rival, name in COMPARED
+        for row in _rows(f"quality_{task}_{dtype}", rival)
+        if row.parts[2] == method and row.parts[0] == "50 steps"
+    ]
+    return gain_table(rows)
 
 
-def planner() -> Iterator[str]:
-    """Masks planned on exact and on fast edges, by both objectives."""
-    return budget_table(_rows("quality_planner"))
-
-
-def tuning() -> Iterator[str]:
-    """All forecasts that were ever tried, on uniform masks."""
-    return budget_table(_rows("quality_tuning"))
+def samples() -> Iterator[str]:
+    """How many samples a calibration takes."""
+    return budget_table(_rows("samples", "8 samples"))
 
 
 def calibration_costs() -> Iterator[str]:
@@ -191,12 +209,9 @@ FRAMEWORK_ROWS: dict[str, Callable[[dict], str]] = {
 
 TABLES: dict[str, Callable[[], Iterable[str]]] = {
     "readme": readme,
-    "quality_t2v": partial(quality, "t2v"),
-    "quality_i2v": partial(quality, "i2v"),
-    "quality_all_t2v": partial(quality_all, "t2v"),
-    "quality_all_i2v": partial(quality_all, "i2v"),
-    "planner": planner,
-    "tuning": tuning,
+    **{f"quality_{task}_{dtype}": partial(quality, task, dtype) for task in TASK_NAMES for dtype in DTYPES},
+    **{f"gains_{task}_{dtype}": partial(gains, task, dtype) for task in TASK_NAMES for dtype in DTYPES},
+    "samples": samples,
     "calibration": calibration_costs,
     "steering": steering,
     "steps": step_costs,

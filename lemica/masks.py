@@ -42,6 +42,8 @@ RELEASED_STEPS = {
     10: (0, 1, 3, 5, 9, 17, 25, 33, 41, 49),
 }
 
+# How the steps of a budget lie where no mask is given: as the authors released them, or evenly spread.
+SPACINGS = ("released", "uniform")
 # Half of what forecasts have missed is paid back after so long a gap.
 HALF_PAID_GAP = 5
 

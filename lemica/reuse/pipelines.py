@@ -14,9 +14,10 @@ import os
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from lemica.masks import Mask, read_mask
+from lemica.masks import SPACINGS, Mask, read_mask, uniform_mask
 from lemica.released import mask_for_budget, recognise, released_models
 from lemica.reuse.cache import StepReuse, fitting
 from lemica.reuse.hook import Hook
@@ -35,6 +36,7 @@ def enable(
     mask: Mask | str | os.PathLike | None = None,
     *,
     budget: int | None = None,
+    spacing: str = "released",
     model: str | None = None,
     force: bool = False,
 ) -> "Acceleration":
@@ -43,8 +45,10 @@ def enable(
     Args:
         pipe: a diffusers pipeline with a ``transformer``, ``transformer_2`` or ``unet``.
         mask: a mask, or the file of one, as from ``lemica.plan``.
-        budget: instead of a mask, the number of computed steps: the LeMiCa authors' mask for the pipeline's model and
-            number of steps where they have one, else one that is derived from theirs. Outputs are held.
+        budget: instead of a mask, the number of computed steps.
+        spacing: where a budget's steps lie. "released": the LeMiCa authors' mask for the pipeline's model and number of
+            steps where they have one, else one that is derived from theirs; outputs are held. "uniform": evenly spread,
+            outputs carried on halfway along their line (damped).
         model: with a budget, the name of the authors' model (``lemica.released.released_models``), where the
             pipeline's is not recognised.
         force: take a mask that belongs to another model, sampler or arithmetic.
@@ -69,7 +73,7 @@ def enable(
     if getattr(pipe, "scheduler", None) is None:
         raise ValueError(f"{type(pipe).__name__} has no scheduler: give it one first")
     if mask is None:
-        choose = _budget_chooser(pipe, budget, model)
+        choose = _budget_chooser(pipe, budget, spacing, model)
     else:
         choose = _mask_chooser(pipe, mask if isinstance(mask, Mask) else read_mask(mask), force)
     refuse_other_caches(denoisers)
@@ -160,12 +164,23 @@ class Acceleration:
         return outside
 
 
-def _budget_chooser(pipe: Any, budget: int, model: str | None) -> Callable[[Any], Mask]:
-    """Chooses the authors' mask, or a derived one, when the number of steps is known."""
+def _budget_chooser(pipe: Any, budget: int, spacing: str, model: str | None) -> Callable[[Any], Mask]:
+    """Chooses a mask of that spacing when the number of steps is known."""
+    if spacing not in SPACINGS:
+        raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}; got {spacing!r:.60}")
+    if spacing == "uniform":
+        return partial(_uniform, budget)
     if model is not None and model not in released_models():
         raise ValueError(f"the authors' models are {', '.join(released_models())}; got {model!r:.60}")
     name = model or recognised_model(pipe)
     return lambda scheduler: mask_for_budget(name, budget, len(scheduler.timesteps))
+
+
+def _uniform(budget: int, scheduler: Any) -> Mask:
+    """Evenly spread steps, outputs carried on halfway along their line, for a scheduler whose time steps are set."""
+    steps = uniform_mask(budget, len(scheduler.timesteps))
+    mask = Mask(steps, "velocity", rule="damped", origin="uniform", made_by="evenly spread steps")
+    return mask.with_weights(noise_levels(scheduler), is_euler(scheduler))
 
 
 def recognised_model(pipe: Any) -> str | None:

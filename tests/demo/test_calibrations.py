@@ -29,8 +29,7 @@ def test_the_seconds_of_every_calibration_are_noted():
 @pytest.mark.parametrize("task", ["t2v", "i2v"])
 def test_a_calibration_writes_the_graph_of_its_samples(checkpoint, tmp_path, monkeypatch, task):
     monkeypatch.setattr(calibrations, "FRAMES", 5)
-    monkeypatch.setitem(CALIBRATIONS, "small", Calibration(task, 3, samples=2))
-    assert calibrate("small", checkpoint, tmp_path) > 0
+    assert calibrate(Calibration(task, 3, samples=2), tmp_path / "small.json", checkpoint) > 0
     graph = read_graph(tmp_path / "small.json")
     assert (graph.num_steps, graph.max_gap, graph.samples) == (3, 2, 2)
     assert graph.target.model == f"480p_{task}"

@@ -16,7 +16,7 @@ from demo.data import is_held_out, prompt_of, spec_of
 from demo.methods import read_methods
 from demo.pairs import Batch, Pair, batches
 from demo.quality import main, quality
-from demo.results import budget_table, merged, methods_in, read_results, rows_of, write_results
+from demo.results import budget_table, gain_table, merged, methods_in, read_results, rows_of, write_results
 from lemica.masks import step_mask, uniform_mask
 from lemica.planning.plan import plan, with_forecast
 
@@ -111,11 +111,19 @@ def test_results_are_read_as_they_were_written_and_files_are_joined(tmp_path):
 
 
 def test_budgets_become_columns():
-    psnrs = {"50 steps, B = 10, uniform, residual + hold": 30.0, "50 steps, B = 25, uniform, residual + hold": 40.0}
-    results = {"a": {key: {"psnr": psnr, "ssim": 0.9} for key, psnr in psnrs.items()}}
-    header, _, line, _ = budget_table(list(rows_of(results)))
+    psnrs = {"B = 10, uniform": (30.0, 32.0), "B = 25, uniform": (40.0, 42.0), "B = 25, floor": (50.0, 54.0)}
+    results = {
+        name: {f"50 steps, {key}": {"psnr": psnr[place], "ssim": 0.9} for key, psnr in psnrs.items()}
+        for place, name in enumerate(("a", "b"))
+    }
+    rows = list(rows_of(results, "floor"))
+    header, _, line, floor, _ = budget_table(rows)
     assert header == "| 50 steps, PSNR in dB | B = 25 | B = 10 |"
-    assert line == "| uniform, residual + hold | 40.0 (worst 40.0) | 30.0 (worst 30.0) |"
+    assert line == "| uniform | 41.0 ± 1.0 (40.0) | 31.0 ± 1.0 (30.0) |"
+    assert floor == "| floor | 52.0 ± 2.0 (50.0) |  |"
+    header, _, line, _ = gain_table([row for row in rows if row.parts[1:] == ("B = 25", "uniform")])
+    assert header == "| 50 steps, difference in dB | B = 25 |"
+    assert line == "| uniform | -11.0 ± 1.0 |"
 
 
 def test_quality_of_equal_videos_is_perfect():

@@ -18,7 +18,7 @@ import torch
 from hyvideo.pipelines.hunyuan_video_pipeline import HunyuanVideo_1_5_Pipeline, initialize_sequence_parallel
 
 from demo.attention import fused_attention
-from demo.calibrations import CALIBRATIONS, CHECKPOINT, Calibration, calibrate
+from demo.calibrations import CHECKPOINT, Calibration, calibrate
 from demo.data import prompt_of
 from demo.pairs import FIRST_SEED, Pair
 from lemica.planning.graph import ErrorGraph, read_graph
@@ -57,10 +57,10 @@ def kit_run(task: str, index: int) -> dict[str, Any]:
 
 def kit_graph(task: str) -> ErrorGraph:
     """A calibration of few steps on one sample, as demo.calibrations makes its own."""
-    CALIBRATIONS["few"] = Calibration(task, FEW_STEPS, samples=1)
     with tempfile.TemporaryDirectory() as folder:
-        calibrate("few", output=Path(folder))
-        return read_graph(Path(folder, "few.json"))
+        path = Path(folder, "few.json")
+        calibrate(Calibration(task, FEW_STEPS, samples=1), path)
+        return read_graph(path)
 
 
 if __name__ == "__main__":
