@@ -17,15 +17,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lemica.masks import RULES, Interpolation, StepMask, Weights, mask_of
+from lemica.masks import FURTHEST, RULES, Interpolation, StepMask, Weights, mask_of
 from lemica.moments import Moments
 
 FORECASTS = ("hold", "damped", "taylor-step", "fitted")
 DEFAULT_FORECAST = "fitted"
-# Computed steps that a fitted forecast reads: a third one helps up to so many steps after the newest, and harms further
-# away, as tuning on the demo model showed. A mask is planned as if all steps read two: a plan that counts on the third
-# one trusts it too much.
-NEAR_HISTORY, FAR_HISTORY, NEAR = 3, 2, 4
+# Computed steps that a fitted forecast reads: a third one helps up to ``FURTHEST`` steps after the newest, and harms
+# further away, as tuning on the demo model showed. A mask is planned as if all steps read two: a plan that counts on a
+# third one trusts it too much.
+NEAR_HISTORY, FAR_HISTORY = 3, 2
 PLANNING_HISTORY = 2
 MAX_HISTORY = 4
 # Added to the normal equations, as a share of their mean diagonal: the velocities of a cached run are not quite those
@@ -150,13 +150,18 @@ def _taylor_weights(histories: np.ndarray, step: int) -> np.ndarray:
 
 
 def fitted_near_and_far(moments: Moments) -> Forecast:
-    """The fitted forecast that reads three computed steps near the newest of them, and two further away."""
+    """The fitted forecast that reads three computed steps near the newest of them, and two further away.
+
+    g steps after the newest, more than ``FURTHEST``, it goes the share FURTHEST / g of the way from the newest.
+    """
     near, far = fitted(moments, NEAR_HISTORY), fitted(moments, FAR_HISTORY)
 
     def weigh(histories: np.ndarray, step: int) -> np.ndarray:
-        if step - histories[0, -1] <= NEAR:
+        gap = step - int(histories[0, -1])
+        if gap <= FURTHEST:
             return near.weigh(histories, step)
-        weights = far.weigh(histories[:, -FAR_HISTORY:], step)
+        weights = FURTHEST / gap * far.weigh(histories[:, -FAR_HISTORY:], step)
+        weights[:, -1] += 1 - FURTHEST / gap
         return np.pad(weights, ((0, 0), (histories.shape[1] - weights.shape[1], 0)))
 
     return Forecast("fitted", NEAR_HISTORY, weigh)

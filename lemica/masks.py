@@ -44,6 +44,8 @@ RELEASED_STEPS = {
 
 # How the steps of a budget lie where no mask is given: as the authors released them, or evenly spread.
 SPACINGS = ("released", "uniform")
+# A forecast goes no further from the newest tensor than so many steps would take it.
+FURTHEST = 4
 # Half of what forecasts have missed is paid back after so long a gap.
 HALF_PAID_GAP = 5
 
@@ -179,17 +181,21 @@ def hold(steps: StepMask, _sigmas: Sequence[float] = ()) -> Weights:
 
 
 def damped(steps: StepMask, sigmas: Sequence[float]) -> Weights:
-    """Halfway from the newest kept tensor to the line through the last two, drawn over the noise level."""
+    """Halfway from the newest kept tensor to the line through the last two, drawn over the noise level.
+
+    g steps after the newest, more than ``FURTHEST``, only the share FURTHEST / g of that.
+    """
     rows: list[tuple[float, ...]] = []
     seen: list[int] = []
     for step, computed in enumerate(steps):
         if computed:
             seen = [*seen, step][-2:]
-        slope = 0.0
+        part = 0.0
         if len(seen) == 2:
             older, newest = (sigmas[k] for k in seen)
             slope = (sigmas[step] - newest) / (newest - older)
-        rows.append(() if computed else (-slope / 2, 1 + slope / 2)[-len(seen) :])
+            part = slope / 2 * min(1, FURTHEST / max(step - seen[-1], 1))
+        rows.append(() if computed else (-part, 1 + part)[-len(seen) :])
     return tuple(rows)
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from calibrated import NUM_STEPS, SIGMAS, moments_of, velocities
 
-from lemica.forecasts import FORECASTS, NEAR, RIDGE, damped, fitted, forecast_named, hold, taylor_step
-from lemica.masks import RULES, mask_of
+from lemica.forecasts import FORECASTS, RIDGE, damped, fitted, forecast_named, hold, taylor_step
+from lemica.masks import FURTHEST, RULES, mask_of
 
 STEPS = mask_of([0, 2, 3, 5, 8], NUM_STEPS)
 
@@ -47,6 +47,11 @@ def test_damped_goes_halfway_from_the_newest_tensor_to_the_line_over_the_noise_l
     values = 3 - 2 * np.array(SIGMAS)
     weights = damped(SIGMAS).weights((0, 2, 5), 7)
     assert np.dot(weights, values[[2, 5]]) == pytest.approx((values[5] + values[7]) / 2)
+    for gap in (5, 6):
+        assert gap > FURTHEST
+        share = FURTHEST / gap / 2
+        weights = damped(SIGMAS).weights((0, 2), 2 + gap)
+        assert np.dot(weights, values[[0, 2]]) == pytest.approx((1 - share) * values[2] + share * values[2 + gap])
 
 
 @pytest.mark.parametrize(("computed", "step"), [((0, 2, 3), 4), ((1, 4, 5), 8), ((0, 3, 7), 8), ((0, 1, 5, 7), 8)])
@@ -81,10 +86,13 @@ def test_by_default_a_fitted_forecast_reads_three_computed_steps_near_the_newest
     moments = moments_of(velocities())
     forecast, near, far = forecast_named("fitted", moments), fitted(moments, 3), fitted(moments, 2)
     computed = (0, 1, 2)
-    for step in range(3, NUM_STEPS):
-        expected = (near if step <= 2 + NEAR else far).weights(computed, step)
-        assert forecast.weights(computed, step) == expected
-    assert NUM_STEPS > 3 + NEAR
+    for step in range(3, 3 + FURTHEST):
+        assert forecast.weights(computed, step) == near.weights(computed, step)
+    for step in range(3 + FURTHEST, NUM_STEPS):
+        share = FURTHEST / (step - 2)
+        older, newest = far.weights(computed, step)
+        assert forecast.weights(computed, step) == pytest.approx((share * older, 1 - share + share * newest))
+    assert NUM_STEPS > 3 + FURTHEST
     assert forecast.weights((0,), 1) == (1.0,)
 
 
