@@ -824,7 +824,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
             f"guidance {self.guidance_scale}, shift {settings.scheduler.config.shift}, "
             f"attention {self.transformer.attn_mode}, {self.transformer.dtype}, prompt: {settings.prompt}"
         )
-        reused = "" if all(mask.steps) else f", the others reuse: {mask.kept} + {mask.rule}"
+        reused = "" if all(mask.steps) else f", the others reuse: {mask.method}"
         logger.info(f"{mask.budget} of {mask.num_steps} steps computed ({mask.origin} mask){reused}")
 
     def _encode_text(self, settings: GenerationSettings, clock: Stopwatch) -> dict[str, Any]:

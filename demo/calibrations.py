@@ -39,6 +39,7 @@ class Calibration:
     samples: int = 8
     first_sample: int = 0
     max_gap: int = 12
+    shift: float | None = None
 
     @property
     def forwards(self) -> int:
@@ -91,6 +92,8 @@ def calibrate(wanted: Calibration, output: Path, checkpoint: Path = CHECKPOINT) 
             "--edges": [wanted.edges],
             **_sample_files(Path(folder), wanted),
         }
+        if wanted.shift is not None:
+            arguments["--flow_shift"] = [wanted.shift]
         begin = time.process_time()
         lemica(["calibrate", *(str(word) for flag, values in arguments.items() for word in (flag, *values))])
         return time.process_time() - begin

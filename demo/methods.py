@@ -63,10 +63,10 @@ def method_of(entry: dict, budget: int, task: str, dtype: str) -> Method:
 def mask_of(entry: dict, budget: int, name: str) -> Mask:
     """The mask of an entry, with the calibration `name` if it needs one."""
     kind, forecast = entry.get("mask", "released"), entry.get("forecast", "hold")
+    options = {option: entry[option] for option in ("history", "objective", "correct") if option in entry}
     if kind == "planned":
-        options = {option: entry[option] for option in ("history", "objective", "correct") if option in entry}
         return plan(calibration(name), budget, forecast, **options)
     steps = {"released": step_mask, "uniform": uniform_mask}[kind](budget, entry["steps"])
     if forecast in RULES:
         return Mask(steps, entry.get("kept", "residual"), rule=forecast)
-    return with_forecast(steps, calibration(name), forecast)
+    return with_forecast(steps, calibration(name), forecast, **options)

@@ -3,7 +3,7 @@
 Pairs from 0 up are for reports, those from 100 up for choosing among methods; calibration uses training prompts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -25,10 +25,10 @@ FLOOR = 1e-5
 
 
 class Pair:
-    """A prompt that training never saw, with a seed."""
+    """A prompt that training never saw, with a seed; `shift` is the sampler's, by default the model's."""
 
-    def __init__(self, pipe: HunyuanVideo_1_5_Pipeline, index: int):
-        self.pipe, self.index = pipe, index
+    def __init__(self, pipe: HunyuanVideo_1_5_Pipeline, index: int, shift: float | None = None):
+        self.pipe, self.index, self.shift = pipe, index, shift
         self.spec = spec_of(index, held_out=True)
         self.image = None
         if pipe.ideal_task == "i2v":
@@ -46,7 +46,7 @@ class Pair:
             num_inference_steps=num_steps,
             guidance_scale=None,
             embedded_guidance_scale=None,
-            flow_shift=None,
+            flow_shift=self.shift,
             seed=FIRST_SEED + self.index,
             generator=None,
             options={},
@@ -87,7 +87,9 @@ class Batch:
         if method.sampler:
             return self.reference(method.mask.budget)
         inputs = self.inputs(method.mask.num_steps)
-        return self._frames(replace(inputs, mask=method.mask.with_weights(inputs.scheduler.sigmas.tolist())))
+        return self._frames(
+            replace(inputs, mask=method.mask.with_weights(inputs.scheduler.sigmas.tolist(), is_euler=True))
+        )
 
     def _frames(self, inputs: DenoiseInputs) -> list[np.ndarray]:
         videos = self.pipe.decode(self.pipe.denoise(inputs))
@@ -117,8 +119,11 @@ def stacked(inputs: Sequence[DenoiseInputs]) -> DenoiseInputs:
     )
 
 
-def batches(pipe: HunyuanVideo_1_5_Pipeline, indices: Sequence[int], size: int) -> list[Batch]:
+def batches(
+    pipe: HunyuanVideo_1_5_Pipeline, indices: Sequence[int], size: int, shift: float | None = None
+) -> Iterator[Batch]:
     """The pairs in batches of one format and at most `size`."""
-    formats = [[index for index in indices if index % len(ASPECT_RATIOS) == k] for k in range(len(ASPECT_RATIOS))]
-    parts = [alike[start : start + size] for alike in formats for start in range(0, len(alike), size)]
-    return [Batch([Pair(pipe, index) for index in part]) for part in parts]
+    for kind in range(len(ASPECT_RATIOS)):
+        alike = [index for index in indices if index % len(ASPECT_RATIOS) == kind]
+        for start in range(0, len(alike), size):
+            yield Batch([Pair(pipe, index, shift) for index in alike[start : start + size]])

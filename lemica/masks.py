@@ -148,13 +148,18 @@ class Mask:
         """How many tensors that earlier steps kept a step reads at most."""
         if self.weights is None:
             return 1 if self.rule == "hold" else 2
-        return max(len(read_steps(self, step) - {step}) for step in range(self.num_steps))
+        return max(len(read_before(self, step)) for step in range(self.num_steps))
 
-    def with_weights(self, sigmas: Sequence[float], is_euler: bool = True) -> "Mask":
+    @property
+    def method(self) -> str:
+        """What is kept, by which rule it is used, and whether that is corrected, in words."""
+        return f"{self.kept} + {self.rule}" + (", corrected" if self.corrected_steps else "")
+
+    def with_weights(self, sigmas: Sequence[float], is_euler: bool = False) -> "Mask":
         """The mask with weights for a sampler; its own if it has any.
 
         Args:
-            sigmas: the N + 1 noise levels.
+            sigmas: the noise levels, one per step at least; N + 1 if `is_euler`.
             is_euler: whether the sampler is Euler's: its computed steps can pay back what a damped line has missed.
         """
         if self.weights is not None:
@@ -163,6 +168,14 @@ class Mask:
         if self.rule == "damped" and self.kept == "velocity" and is_euler:
             rows = corrected(rows, self.steps, sigmas, partial(line, sigmas))
         return replace(self, weights=rows)
+
+    def without_corrections(self) -> "Mask":
+        """The mask whose computed steps take their own tensor as it is, for samplers other than Euler's."""
+        if not self.corrected_steps:
+            return self
+        return replace(
+            self, weights=tuple(() if done else row for done, row in zip(self.steps, self.weights, strict=True))
+        )
 
 
 def computed_steps(steps: StepMask) -> tuple[int, ...]:
@@ -193,7 +206,8 @@ def damped(steps: StepMask, sigmas: Sequence[float]) -> Weights:
         part = 0.0
         if len(seen) == 2:
             older, newest = (sigmas[k] for k in seen)
-            slope = (sigmas[step] - newest) / (newest - older)
+            # Heun's sampler takes two steps at one level: there is no line.
+            slope = (sigmas[step] - newest) / (newest - older) if newest != older else 0.0
             part = slope / 2 * min(1, FURTHEST / max(step - seen[-1], 1))
         rows.append(() if computed else (-part, 1 + part)[-len(seen) :])
     return tuple(rows)
@@ -222,7 +236,7 @@ def corrected(rows: Weights, steps: StepMask, sigmas: Sequence[float], interpola
         sigmas: the N + 1 noise levels.
         interpolate: from the computed steps up to j and a step s between the last two to weights by computed step.
 
-    A step whose weights would be too large is not corrected.
+    A step whose weights would be too large is not corrected, nor one at which the sampler stands still.
     """
     result, computed = list(rows), computed_steps(steps)
     for count, (i, j) in enumerate(pairwise(computed), 2):
@@ -236,6 +250,9 @@ def _correction(
 ) -> tuple[float, ...]:
     """Weights of the last of the computed steps `seen`, for itself and those before it."""
     *before, j = seen
+    width_of_j = sigmas[j + 1] - sigmas[j]
+    if width_of_j == 0:
+        return ()
     missed = dict.fromkeys(seen, 0.0)
     for step in range(before[-1] + 1, j):
         width = sigmas[step + 1] - sigmas[step]
@@ -243,16 +260,17 @@ def _correction(
             missed[k] += width * weight
         for k, weight in zip(before[-len(rows[step]) :], rows[step], strict=True):
             missed[k] -= width * weight
-    share = 1 / (1 + (j - before[-1]) / HALF_PAID_GAP) / (sigmas[j + 1] - sigmas[j])
+    share = 1 / (1 + (j - before[-1]) / HALF_PAID_GAP) / width_of_j
     weights = [share * missed[k] + (k == j) for k in seen]
     oldest = next(place for place, weight in enumerate(weights) if weight != 0)
-    return tuple(weights[oldest:]) if sum(map(abs, weights)) <= MAX_WEIGHT_SUM else ()
+    row = tuple(weights[oldest:])
+    return row if len(row) > 1 and sum(map(abs, row)) <= MAX_WEIGHT_SUM else ()
 
 
 def line(sigmas: Sequence[float], seen: Sequence[int], step: int) -> dict[int, float]:
     """Weights of the last two of the computed steps `seen` on the line between them, drawn over the noise level."""
     i, j = seen[-2:]
-    share = (sigmas[step] - sigmas[i]) / (sigmas[j] - sigmas[i])
+    share = (sigmas[step] - sigmas[i]) / (sigmas[j] - sigmas[i]) if sigmas[j] != sigmas[i] else 0.0
     return {i: 1 - share, j: share}
 
 
@@ -269,15 +287,15 @@ def _check_weights(steps: StepMask, weights: Weights) -> None:
             raise ValueError(f'"weights" of step {step} must be numbers of sum {MAX_WEIGHT_SUM} at most: plan it again')
 
 
-def read_steps(mask: Mask, step: int) -> set[int]:
-    """The computed steps whose tensors a step reads, its own among them where it is corrected."""
+def read_before(mask: Mask, step: int) -> set[int]:
+    """The computed steps before a step whose tensors it reads."""
     seen = [computed for computed in mask.computed_steps if computed <= step]
-    return set(seen[len(seen) - len(mask.weights[step]) :])
+    return set(seen[len(seen) - len(mask.weights[step]) :]) - {step}
 
 
 def kept_steps(mask: Mask) -> StepMask:
     """Which steps must keep a tensor: computed ones that a later step reads."""
-    read = set[int]().union(*(read_steps(mask, step) - {step} for step in range(mask.num_steps)))
+    read = set[int]().union(*(read_before(mask, step) for step in range(mask.num_steps)))
     return mask_of(sorted(read), mask.num_steps)
 
 

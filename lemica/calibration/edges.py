@@ -52,7 +52,7 @@ class Errors:
     final: list[Edge]
     sigmas: list[float]
     products: list[list[float]]
-    is_euler: bool = False
+    is_euler: bool
 
 
 def work_for(mode: str, num_steps: int, max_gap: int) -> Work:

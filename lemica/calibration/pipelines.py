@@ -46,8 +46,8 @@ def calibrate(
             have the same number of steps and begin with noise.
         num_inference_steps: as in the pipeline's call.
         max_gap: the longest gap D to measure; at most one less than the steps.
-        edges: "fast" measures where a stretch ends and costs at most 5 runs per sample; "exact" measures the result,
-            as LeMiCa (arXiv 2511.00090) does, and costs some 145 runs at 50 steps.
+        edges: "fast" measures where a stretch ends and costs about 2 runs per sample; "exact" measures the result, as
+            LeMiCa (arXiv 2511.00090) does, and costs 210 runs at 50 steps and gaps to 12.
         output: a file for the graph. What is measured is kept beside it, so that the same call goes on after an
             interruption.
         show_progress: a progress bar, and the cost before it.

@@ -6,7 +6,8 @@ arXiv 2511.00090); "sum" makes the sum of all errors smallest. Needs neither a G
 
 --forecast says how a reused step is made from the velocities of the computed steps before it, and --history how many
 of them the fitted forecast reads. Any forecast is planned from the one graph: a stretch costs what it costs after the
-computed steps that really come before it. The weights go into the mask file.
+computed steps that really come before it. The weights go into the mask file. Where the sampler is Euler's, every
+forecast but hold is corrected: a computed step pays back a share of what the forecasts before it have missed.
 
 The mask goes straight into generate.py --enable_cache true --cache_type lemica --lemica_mask MASK.
 """
@@ -22,7 +23,7 @@ from lemica.planning.describe import mask_lines
 from lemica.planning.graph import merge_graphs, read_graph
 from lemica.planning.paths import NoPath
 from lemica.planning.plan import OBJECTIVES, plan_many
-from lemica.streams import require_stdout, say
+from lemica.streams import require_stdout, say, warn
 
 EXAMPLES = """\
 examples:
@@ -52,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="computed steps that the fitted forecast reads (default: three near the newest of them, two further away)",
     )
     parser.add_argument(
+        "--no_correction",
+        action="store_true",
+        help="let computed steps not pay back what forecasts have missed",
+    )
+    parser.add_argument(
         "-o",
         "--output",
         metavar="MASK",
@@ -70,7 +76,11 @@ def run(args: argparse.Namespace) -> None:
         forecast_named(args.forecast, graph.moments, args.history)
     made_by = f"lemica plan, {args.objective}, {', '.join(path.name for path in args.graphs)}"
     with refusing(NoPath):
-        masks = plan_many(graph, args.budget, args.forecast, args.history, args.objective, made_by=made_by)
+        masks = plan_many(
+            graph, args.budget, args.forecast, args.history, args.objective, made_by, correct=not args.no_correction
+        )
+    if graph.is_euler is None and args.forecast != "hold" and not args.no_correction:
+        warn("the graph does not tell its sampler: no corrections; write it again with lemica calibrate to have them")
     names = {b: args.output.replace(_PLACEHOLDER, str(b)) if args.output else f"budget {b}" for b in masks}
     _refuse_inputs([*names.values()] if args.output else [], args.graphs)
     if args.output:

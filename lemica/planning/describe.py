@@ -19,9 +19,8 @@ def mask_lines(name: str, mask: Mask, graph: ErrorGraph | None = None) -> list[s
         mask: the mask.
         graph: a graph of as many steps; ValueError if it has another number.
     """
-    rule = f"{mask.kept} + {mask.rule}"
     model = mask.target.model or "any model"
-    head = f"{name}: {model}, {mask.budget} of {mask.num_steps} steps, {rule}, {mask.made_by or mask.origin}"
+    head = f"{name}: {model}, {mask.budget} of {mask.num_steps} steps, {mask.method}, {mask.made_by or mask.origin}"
     return [head, *([_cost_line(name, mask, graph)] if graph else []), strip(mask.steps)]
 
 

@@ -5,7 +5,7 @@ does to the result (LeMiCa, arXiv 2511.00090, the section on the lexicographic m
 and costs 0; the file leaves such edges out.
 
 The file is JSON: "format"; "target", an object with "model", "config", "sigmas" and "dtype"; "num_steps"; "max_gap";
-"samples"; "sampler", "euler" where it is; "made_by"; "edges", a list of [i, j, error]; and where they are known
+"samples"; "sampler", "euler", "other" or null; "made_by"; "edges", a list of [i, j, error]; and where they are known
 "products", the lower triangle of ``Moments.products``, row by row. Files of version 1 are read if they are of held
 velocities and have products.
 """
@@ -28,6 +28,8 @@ from lemica.moments import Moments
 FORMAT = "lemica-graph/2"
 OLD_FORMAT = "lemica-graph/1"
 
+_SAMPLERS = {True: "euler", False: "other"}
+_IS_EULER = {name: is_euler for is_euler, name in _SAMPLERS.items()}
 _REMEDY = "write the graph again with lemica calibrate"
 
 Edge = tuple[int, int, float]
@@ -47,7 +49,7 @@ class ErrorGraph:
         moments: the samples' mean products of velocities, from which any forecast is planned; None if unknown.
         made_by: what made the graph, with versions, for people.
         is_euler: whether a step moves the latents by the difference of its noise levels times the guided velocity, and
-            by nothing else.
+            by nothing else; None if unknown, as in files from before this was told.
 
     The array is copied and made read-only. Raises ValueError, naming the edge, for a NaN, infinite or negative error.
     """
@@ -59,7 +61,7 @@ class ErrorGraph:
     errors: np.ndarray
     moments: Moments | None = None
     made_by: str = ""
-    is_euler: bool = False
+    is_euler: bool | None = None
 
     def __post_init__(self):
         _check_sizes(self.num_steps, self.max_gap, self.samples)
@@ -78,7 +80,7 @@ class ErrorGraph:
         edges: Iterable[Sequence],
         moments: Moments | None = None,
         samples: int = 1,
-        is_euler: bool = False,
+        is_euler: bool | None = None,
     ) -> "ErrorGraph":
         """Build a graph from (i, j, error) for every edge of ``edge_pairs``, in any order.
 
@@ -157,7 +159,7 @@ def _text_of(graph: ErrorGraph) -> str:
         "num_steps": graph.num_steps,
         "max_gap": graph.max_gap,
         "samples": graph.samples,
-        "sampler": "euler" if graph.is_euler else None,
+        "sampler": None if graph.is_euler is None else _SAMPLERS[graph.is_euler],
         "made_by": graph.made_by,
         "edges": graph.edges(),
     }
@@ -195,7 +197,7 @@ def _check_belongs(first: ErrorGraph, other: ErrorGraph) -> None:
         if mine != its:
             raise ValueError(f"cannot merge graphs with {name} {mine!r} and {its!r}; merge only graphs of one {name}")
     if first.is_euler != other.is_euler:
-        raise ValueError("cannot merge graphs with other samplers; merge only graphs of one sampler")
+        raise ValueError(f"cannot merge graphs of other samplers, or of which one does not tell its sampler; {_REMEDY}")
     if first.target.sigmas != other.target.sigmas:
         raise ValueError("cannot merge graphs with other noise levels; merge only graphs of one sampler")
 
@@ -236,7 +238,9 @@ def _graph_from(document: dict) -> ErrorGraph:
         raise ValueError(f"{error}; {_REMEDY}") from None
     settings = {key: document[key] for key in required} | {"target": target}
     graph = ErrorGraph.from_edges(moments=_moments_of(document, target), **settings)
-    return replace(graph, made_by=str(document.get("made_by", "")), is_euler=document.get("sampler") == "euler")
+    return replace(
+        graph, made_by=str(document.get("made_by", "")), is_euler=_IS_EULER.get(str(document.get("sampler")))
+    )
 
 
 def _moments_of(document: dict, target: Target) -> Moments | None:

@@ -17,8 +17,8 @@ def plan(
     forecast: str = DEFAULT_FORECAST,
     history: int | None = None,
     objective: str = "minimax",
-    correct: bool = True,
     made_by: str = "lemica.plan",
+    correct: bool = True,
 ) -> Mask:
     """The best mask for a budget.
 
@@ -29,9 +29,9 @@ def plan(
         history: how many computed steps the fitted forecast reads; by default three near the newest one and two further
             away, planned as if all read two.
         objective: "minimax" makes the worst stretch as harmless as possible, "sum" makes the sum of costs smallest.
+        made_by: how the mask is made, for people.
         correct: whether computed steps pay back what forecasts have missed (``lemica.masks.corrected``), where the
             graph's sampler is Euler's. Held velocities stay as they are. The steps are the same with and without.
-        made_by: how the mask is made, for people.
 
     Raises ValueError for a budget that has no path, and for a graph that the forecast cannot be planned on.
 
@@ -42,7 +42,7 @@ def plan(
         >>> plan(graph, budget=3, forecast="hold").computed_steps
         (0, 2, 4)
     """
-    return plan_many(graph, [budget], forecast, history, objective, correct, made_by)[budget]
+    return plan_many(graph, [budget], forecast, history, objective, made_by, correct)[budget]
 
 
 def plan_many(
@@ -51,8 +51,8 @@ def plan_many(
     forecast: str = DEFAULT_FORECAST,
     history: int | None = None,
     objective: str = "minimax",
-    correct: bool = True,
     made_by: str = "lemica.plan",
+    correct: bool = True,
 ) -> dict[int, Mask]:
     """The best mask for each of several budgets, of all feasible ones by default, for the price of the largest.
 
@@ -62,7 +62,7 @@ def plan_many(
         raise ValueError(f"objective {objective!r:.60} is not known: choose one of {', '.join(OBJECTIVES)}")
     routes = forecast_routes(graph, forecast_named(forecast, graph.moments, history or PLANNING_HISTORY))
     return {
-        budget: with_forecast(mask_of(path, graph.num_steps), graph, forecast, history, correct, made_by)
+        budget: with_forecast(mask_of(path, graph.num_steps), graph, forecast, history, made_by, correct)
         for budget, path in OBJECTIVES[objective](routes, budgets).items()
     }
 
@@ -72,15 +72,15 @@ def with_forecast(
     graph: ErrorGraph,
     forecast: str = DEFAULT_FORECAST,
     history: int | None = None,
-    correct: bool = True,
     made_by: str = "lemica.with_forecast",
+    correct: bool = True,
 ) -> Mask:
     """A mask of given steps that keeps velocities, with a forecast's weights.
 
     Args:
         steps: one boolean per step, as from ``uniform_mask`` or ``step_mask``.
         graph: the graph of the model and sampler that the mask is for.
-        forecast, history, correct, made_by: as in ``plan``.
+        forecast, history, made_by, correct: as in ``plan``.
 
     Raises ValueError for steps of another number than the graph's, weights that are too large for a mask, and a graph
     that the forecast's weights cannot be taken from.

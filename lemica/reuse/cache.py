@@ -3,7 +3,8 @@
 A computed call runs the denoiser and keeps what it returns. A reused call returns sum_k w_k y_k of the last outputs y_k
 that its slot has kept (LeMiCa, arXiv 2511.00090, with weight 1 for the newest one) and never enters the denoiser. Where
 a slot has kept the newest output only, it is held; where not even that, the call is computed: a fallback, which is
-counted. A computed call may return such a sum, too, its own output among them, if all that the sum reads is there.
+counted. A computed call may return such a sum, too, its own output among them, if all that the sum reads is there and
+the sampler is Euler's.
 """
 
 from collections import deque
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lemica.masks import Mask, kept_steps
 from lemica.reuse.clock import Clock, working_device
 from lemica.reuse.hook import Call, Interceptor, Run
+from lemica.reuse.sampler import is_euler
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class StepReuse(Interceptor):
 
     def begin_run(self, run: Run, scheduler: Any) -> None:
         mask = self.choose(scheduler)
+        if not is_euler(scheduler):
+            mask = mask.without_corrections()
         self._keeps, self._history = kept_steps(mask), mask.history
         self.run, self.record = run, RunRecord(mask, Clock(working_device(scheduler)))
 

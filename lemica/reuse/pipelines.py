@@ -36,7 +36,7 @@ def enable(
     mask: Mask | str | os.PathLike | None = None,
     *,
     budget: int | None = None,
-    spacing: str = "released",
+    spacing: str | None = None,
     model: str | None = None,
     force: bool = False,
 ) -> "Acceleration":
@@ -46,9 +46,9 @@ def enable(
         pipe: a diffusers pipeline with a ``transformer``, ``transformer_2`` or ``unet``.
         mask: a mask, or the file of one, as from ``lemica.plan``.
         budget: instead of a mask, the number of computed steps.
-        spacing: where a budget's steps lie. "released": the LeMiCa authors' mask for the pipeline's model and number of
-            steps where they have one, else one that is derived from theirs; outputs are held. "uniform": evenly spread,
-            outputs carried on halfway along their line (damped).
+        spacing: where a budget's steps lie. "released", the default: the LeMiCa authors' mask for the pipeline's model
+            and number of steps where they have one, else one that is derived from theirs; outputs are held. "uniform":
+            evenly spread, outputs carried on halfway along their line (damped), and corrected with Euler's sampler.
         model: with a budget, the name of the authors' model (``lemica.released.released_models``), where the
             pipeline's is not recognised.
         force: take a mask that belongs to another model, sampler or arithmetic.
@@ -65,6 +65,8 @@ def enable(
     """
     if (mask is None) == (budget is None):
         raise ValueError('give a mask or a budget: lemica.enable(pipe, "mask.json") or lemica.enable(pipe, budget=20)')
+    if mask is not None and spacing is not None:
+        raise ValueError("the mask says which steps are computed: leave out spacing")
     if mask is not None and not isinstance(mask, (Mask, str, os.PathLike)):
         raise ValueError(f"a mask is a Mask or the file of one, got {mask!r:.60}: for a number of steps type budget=20")
     if budget is not None and (type(budget) is not int or budget < 2):
@@ -73,7 +75,7 @@ def enable(
     if getattr(pipe, "scheduler", None) is None:
         raise ValueError(f"{type(pipe).__name__} has no scheduler: give it one first")
     if mask is None:
-        choose = _budget_chooser(pipe, budget, spacing, model)
+        choose = _budget_chooser(pipe, budget, spacing or "released", model)
     else:
         choose = _mask_chooser(pipe, mask if isinstance(mask, Mask) else read_mask(mask), force)
     refuse_other_caches(denoisers)
@@ -168,6 +170,8 @@ def _budget_chooser(pipe: Any, budget: int, spacing: str, model: str | None) -> 
     """Chooses a mask of that spacing when the number of steps is known."""
     if spacing not in SPACINGS:
         raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}; got {spacing!r:.60}")
+    if spacing == "uniform" and model is not None:
+        raise ValueError("uniform steps are the same for every model: leave out model")
     if spacing == "uniform":
         return partial(_uniform, budget)
     if model is not None and model not in released_models():
@@ -177,7 +181,7 @@ def _budget_chooser(pipe: Any, budget: int, spacing: str, model: str | None) -> 
 
 
 def _uniform(budget: int, scheduler: Any) -> Mask:
-    """Evenly spread steps, outputs carried on halfway along their line, for a scheduler whose time steps are set."""
+    """Evenly spread steps, damped and corrected, for a scheduler whose time steps are set."""
     steps = uniform_mask(budget, len(scheduler.timesteps))
     mask = Mask(steps, "velocity", rule="damped", origin="uniform", made_by="evenly spread steps")
     return mask.with_weights(noise_levels(scheduler), is_euler(scheduler))

@@ -92,13 +92,13 @@ def test_the_mask_follows_the_steps_that_really_run(monkeypatch):
 def test_kept_tensor_and_rule_can_be_chosen_for_a_budget():
     run = run_of(8)
     mask = resolve_mask(lemica(lemica_step=4, lemica_reuse="velocity", lemica_forecast="damped"), run)
-    assert mask == Mask(step_mask(4, 8), "velocity", rule="damped", origin="derived").with_weights(run.sigmas)
+    assert mask == Mask(step_mask(4, 8), "velocity", rule="damped", origin="derived").with_weights(run.sigmas, True)
 
 
 def test_uniform_steps_keep_velocities_and_carry_them_on_unless_told_otherwise():
     run = run_of(8)
     uniform = Mask(uniform_mask(4, 8), "velocity", rule="damped", origin="uniform")
-    assert resolve_mask(lemica(lemica_step=4, lemica_spacing="uniform"), run) == uniform.with_weights(run.sigmas)
+    assert resolve_mask(lemica(lemica_step=4, lemica_spacing="uniform"), run) == uniform.with_weights(run.sigmas, True)
     told = lemica(lemica_step=4, lemica_spacing="uniform", lemica_reuse="residual", lemica_forecast="hold")
     assert resolve_mask(told, run) == replace(uniform, kept="residual", rule="hold").with_weights(run.sigmas)
     with pytest.raises(ValueError, match="choose 2 to 8"):
@@ -110,6 +110,8 @@ def test_a_mask_overrides_the_budget_and_keeps_its_weights():
     assert resolve_mask(lemica(lemica_step=4, lemica_mask=own), run_of(6)) is own
     by_rule = Mask(STEPS, rule="damped")
     assert resolve_mask(lemica(lemica_mask=by_rule), run_of(6)).weights == RULES["damped"](STEPS, run_of(6).sigmas)
+    with pytest.raises(ValueError, match="lemica_spacing must be one of released, uniform; got 'even'"):
+        resolve_mask(lemica(lemica_step=4, lemica_spacing="even"), run_of(6))
 
 
 @pytest.mark.parametrize("force", [False, True])

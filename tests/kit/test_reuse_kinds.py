@@ -60,10 +60,10 @@ def test_the_rule_of_a_mask_without_weights_is_drawn_over_the_samplers_noise_lev
     pipe = load_pipeline("480p_t2v")
     by_rule = generate(pipe, STEPS, kept, "damped")
     rule = Mask(STEPS, kept, rule="damped")
-    rows = rule.with_weights(pipe.scheduler.sigmas.double().tolist()).weights
+    rows = rule.with_weights(pipe.scheduler.sigmas.double().tolist(), is_euler=True).weights
     assert torch.equal(by_rule.videos, generate(pipe, STEPS, kept, "damped", rows).videos)
     assert not torch.equal(by_rule.videos, generate(pipe, STEPS, kept, "hold").videos)
-    other_rows = rule.with_weights([7, 6, 5, 4, 3, 2, 1]).weights
+    other_rows = rule.with_weights([7, 6, 5, 4, 3, 2, 1], is_euler=True).weights
     assert not torch.equal(by_rule.videos, generate(pipe, STEPS, kept, "damped", other_rows).videos)
 
 

@@ -30,5 +30,5 @@ def calibrated_graph(seed: int = 0) -> ErrorGraph:
     """Random errors that grow with the gap, and the moments of ``velocities``."""
     rng = np.random.default_rng(seed)
     edges = [(i, j, float(rng.uniform(1, 2) * (j - i))) for i, j in edge_pairs(NUM_STEPS, MAX_GAP)]
-    sizes = {"num_steps": NUM_STEPS, "max_gap": MAX_GAP, "samples": 3}
+    sizes = {"num_steps": NUM_STEPS, "max_gap": MAX_GAP, "samples": 3, "is_euler": False}
     return ErrorGraph.from_edges(target=TARGET, edges=edges, moments=moments_of(velocities(seed)), **sizes)

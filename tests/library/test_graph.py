@@ -268,7 +268,6 @@ def test_merging_does_not_invent_moments():
         ({"target": Target("demo", "0123abcd", None, "float32")}, "other noise levels; merge only"),
         ({"num_steps": 7, "target": Target("demo")}, "num_steps 6 and 7; merge only"),
         ({"max_gap": 2}, "max_gap 3 and 2; merge only"),
-        ({"is_euler": True}, "other samplers; merge only"),
     ],
 )
 def test_merging_refuses_graphs_that_do_not_belong_together(changes, fault):
@@ -277,6 +276,21 @@ def test_merging_refuses_graphs_that_do_not_belong_together(changes, fault):
     with pytest.raises(ValueError, match=f"^cannot merge graphs with {fault}") as refusal:
         merge_graphs([graph_of([1] * 7), ErrorGraph.from_edges(edges=edges, **settings)])
     assert "\n" not in str(refusal.value)
+
+
+def test_merging_refuses_another_sampler_and_says_what_to_do_about_an_unknown_one():
+    with pytest.raises(ValueError, match=r"^cannot merge graphs of other samplers, .*; write the graph again"):
+        merge_graphs([graph_of(range(7), is_euler=True), graph_of(range(7))])
+
+
+@pytest.mark.parametrize(("written", "is_euler"), [("euler", True), ("other", False), (None, None)])
+def test_the_sampler_is_read_as_it_was_written_and_may_be_unknown(tmp_path, written, is_euler):
+    assert read_graph(saved(tmp_path, document(sampler=written))).is_euler is is_euler
+    write_graph(graph_of(range(7), is_euler=is_euler), tmp_path / "graph.json")
+    assert json.loads((tmp_path / "graph.json").read_text())["sampler"] == written
+    old = document()
+    assert "sampler" not in old
+    assert read_graph(saved(tmp_path, old)).is_euler is None
 
 
 def test_merging_refuses_nothing_at_all():

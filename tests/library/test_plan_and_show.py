@@ -146,6 +146,21 @@ def test_the_objectives_differ_here(graph, lemica):
     assert lemica(*held)[-1] != lemica(*held, "--objective", "sum")[-1]
 
 
+def test_plan_corrects_where_the_sampler_is_eulers_and_says_where_it_is_unknown(tmp_path, capsys):
+    for is_euler, flags, corrected, told in (
+        (True, [], True, ""),
+        (True, ["--no_correction"], False, ""),
+        (None, [], False, "does not tell its sampler: no corrections"),
+        (None, ["--forecast", "hold"], False, ""),
+    ):
+        write_graph(replace(calibrated_graph(), is_euler=is_euler), tmp_path / "graph.json")
+        main(["plan", str(tmp_path / "graph.json"), "--budget", "4", "-o", str(tmp_path / "mask.json"), *flags])
+        printed = capsys.readouterr()
+        assert bool(read_mask(tmp_path / "mask.json").corrected_steps) is corrected
+        assert (", corrected" in printed.out) is corrected
+        assert told in printed.err and bool(printed.err) is bool(told)
+
+
 def test_plan_is_fitted_by_default_and_reads_as_much_history_as_asked_for(calibrated, tmp_path, lemica):
     for options, expected in [
         ((), plan(calibrated_graph(), 5)),

@@ -166,6 +166,8 @@ def test_uniform_steps_need_no_plan_and_are_corrected_where_the_sampler_is_euler
         ({"budget": 1}, "budget must be a whole number of steps, at least 2; got 1"),
         ({"budget": 20.0}, "budget must be a whole number"),
         ({"budget": 4, "model": "GPT"}, "the authors' models are "),
+        ({"mask": all_computed(STEPS), "spacing": "uniform"}, "leave out spacing"),
+        ({"budget": 4, "spacing": "uniform", "model": "FLUX.2"}, "leave out model"),
         ({"budget": 4, "spacing": "even"}, "spacing must be one of released, uniform; got 'even'"),
     ],
 )
