@@ -1,6 +1,5 @@
 """The measurements on the demo model: what is compared, on which pairs, and how the tables come out of the numbers."""
 
-import itertools
 import json
 import math
 
@@ -179,7 +178,7 @@ def test_a_run_measures_and_goes_on_and_the_table_shows_it(checkpoint, tmp_path,
     assert "| 4 steps, B = 3, fewer | 1 |" in table[-1]
 
 
-@pytest.mark.parametrize(("task", "dtype"), itertools.product(["t2v", "i2v"], ["bf16", "fp32"]))
+@pytest.mark.parametrize(("task", "dtype"), [("t2v", "bf16"), ("i2v", "bf16"), ("t2v", "fp32")])
 def test_the_published_results_are_of_the_methods_in_the_list(task, dtype):
     listed = "methods" if (task, dtype) == ("t2v", "bf16") else "methods_short"
     keys = [method.key for method in read_methods(REPOSITORY / "demo" / f"{listed}.json", task, dtype)]
