@@ -243,7 +243,7 @@ def test_fast_edges_cost_about_two_full_runs(steps):
 
 def errors_of(local, final, num_steps: int = 9) -> Errors:
     """Errors of a run whose velocities do not matter."""
-    return Errors(local, final, np.linspace(1, 0, num_steps + 1).tolist(), np.eye(num_steps).tolist(), True)
+    return Errors(local, final, np.linspace(1, 0, num_steps + 1).tolist(), np.eye(num_steps).tolist(), is_euler=True)
 
 
 def errors_with_gain(gain, local) -> Errors:

@@ -41,7 +41,7 @@ def plan_of(samples: int = 2) -> Workload:
 
 def errors(factor: float = 1.0) -> Errors:
     edges = [(i, j, factor * (j - i)) for i, j in edge_pairs(N, D)]
-    return Errors(edges, [], SIGMAS, np.eye(N).tolist())
+    return Errors(edges, [], SIGMAS, np.eye(N).tolist(), is_euler=True)
 
 
 @pytest.fixture
@@ -345,7 +345,11 @@ def test_what_is_removed_last_are_the_arguments(checkpoints, monkeypatch):
     assert os.listdir(checkpoints.folder) == ["arguments.json"]
 
 
-@pytest.mark.parametrize("content", ["", '{"errors": ', "[]", '{"errors": {}, "target": {}}'])
+# What a version wrote that did not ask for the sampler.
+OLD_PART = '{"errors": {"local": [], "final": [], "sigmas": [1, 0], "products": [[1]]}, "target": {}}'
+
+
+@pytest.mark.parametrize("content", ["", '{"errors": ', "[]", '{"errors": {}, "target": {}}', OLD_PART])
 def test_a_part_that_the_disk_has_spoilt_is_measured_again(checkpoints, capsys, content):
     finish(checkpoints, 0)
     (checkpoints.folder / "sample0.part0of1.json").write_text(content)
