@@ -3,6 +3,9 @@
     torchrun --nproc_per_node=4 generate.py --prompt "..." --resolution 720p --model_path ./ckpts \\
         --enable_cache true --cache_type lemica --lemica_step 25
 
+Many videos for one loading: --prompts FILE, with a prompt or a JSON object per line, and --output_path FOLDER. Groups
+of --sp_size ranks make them side by side; the same command goes on after an interruption.
+
 Everything that can be wrong in the arguments is refused before any model is loaded, in one line and with exit status 2
 (torchrun adds its own lines and makes that 1). Upstream's flags keep their names, defaults and meaning.
 """
@@ -10,6 +13,7 @@ Everything that can be wrong in the arguments is refused before any model is loa
 import argparse
 import dataclasses
 import datetime
+import gc
 import hashlib
 import importlib
 import importlib.util
@@ -20,7 +24,9 @@ import re
 import secrets
 import sys
 import time
+import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -54,11 +60,14 @@ DEFAULT_NUM_STEPS = 50
 FRAMES_PER_SECOND = 24
 SECONDS_FOR_FIRST_RANK = 5
 SECONDS_FOR_ANOTHER_RUN = 5
+SECONDS_BETWEEN_LOOKS = 1
 # Where imageio's default, H.264, does not fit the container.
 CODECS = {".webm": {"codec": "libvpx-vp9"}}
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".gif")
 # Flags that upstream has not: an abbreviation never stands for one of them.
 NEW_FLAGS = (
+    "--prompts",
+    "--sp_size",
     "--lemica_step",
     "--lemica_mask",
     "--lemica_spacing",
@@ -67,6 +76,32 @@ NEW_FLAGS = (
     "--force_mask",
     "--flow_shift",
     "--save_lossless",
+)
+CACHE_FLAGS = ("lemica_step", "lemica_mask", "lemica_spacing", "lemica_reuse", "lemica_forecast")
+# What a line of --prompts may say, all else needs another loading; "name" is that of the video, without suffix.
+LINE_FLAGS = (
+    "prompt",
+    "negative_prompt",
+    "image_path",
+    "aspect_ratio",
+    "video_length",
+    "num_inference_steps",
+    "flow_shift",
+    "seed",
+    "enable_cache",
+    *CACHE_FLAGS,
+    "force_mask",
+)
+# What says where work is done and kept, and nothing about the video.
+OUTWARD_FLAGS = (
+    "prompts",
+    "output_path",
+    "sp_size",
+    "model_path",
+    "offloading",
+    "group_offloading",
+    "overlap_group_offloading",
+    "save_generation_config",
 )
 SHARED_MODEL_FILES = (
     "vae/config.json",
@@ -125,7 +160,13 @@ def add_switch(group, flag: str, default: bool | None, text: str) -> None:
 
 
 def add_request_flags(group) -> None:
-    group.add_argument("--prompt", required=True, help="what the video shows")
+    texts = group.add_mutually_exclusive_group(required=True)
+    texts.add_argument("--prompt", help="what the video shows")
+    texts.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help='many videos: per line a prompt, or a JSON object like {"prompt": "...", "seed": 7, "name": "cat"}',
+    )
     group.add_argument("--negative_prompt", default="", help="what it does not show (default: nothing)")
     group.add_argument("--image_path", help="first frame, for image-to-video; 'none' for text-to-video (default)")
     group.add_argument("--resolution", required=True, choices=["480p", "720p"])
@@ -134,7 +175,10 @@ def add_request_flags(group) -> None:
     group.add_argument("--num_inference_steps", type=int, help="denoising steps (default: the model's, 50 for most)")
     group.add_argument("--flow_shift", type=float, metavar="X", help="shift of the sampler (default: the model's)")
     group.add_argument("--seed", type=int, default=123, help="random seed (default: 123)")
-    group.add_argument("--output_path", help="video file (default: ./outputs/output_MODEL_TIME.mp4)")
+    group.add_argument(
+        "--output_path",
+        help="video file (default: ./outputs/output_MODEL_TIME.mp4); of --prompts a folder (./outputs/FILE_MODEL)",
+    )
     add_switch(group, "--rewrite", False, "rewrite the prompt through the T2V_/I2V_REWRITE_* services (default: false)")
     add_switch(group, "--sr", True, "super-resolution (default: true)")
     add_switch(group, "--save_pre_sr_video", False, "also save the video before super-resolution (default: false)")
@@ -153,6 +197,12 @@ def add_model_flags(group) -> None:
 
 
 def add_speed_flags(group) -> None:
+    group.add_argument(
+        "--sp_size",
+        type=int,
+        metavar="N",
+        help="ranks that share one video (default: all of them; with --prompts 1, which makes most videos an hour)",
+    )
     add_switch(group, "--offloading", True, "keep models on the CPU while they are not used (default: true)")
     add_switch(group, "--group_offloading", None, "stream the transformer block by block (default: below 60 GB)")
     add_switch(group, "--overlap_group_offloading", True, "overlap streaming with computing (default: true)")
@@ -199,23 +249,141 @@ def add_cache_flags(group) -> None:
     group.add_argument("--total_steps", type=int, default=50, help="the other types: number of steps they count on")
 
 
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One video to make: its arguments, its step caching, and the line that asked for it, if that is one of many."""
+
+    args: argparse.Namespace
+    state: InferState
+    line: str | None = None
+
+    @property
+    def path(self) -> Path:
+        return output_path(self.args)
+
+
 def parse_arguments(arguments: list[str] | None = None) -> tuple[argparse.Namespace, InferState]:
-    """Parse and check; anything wrong ends the program with exit status 2."""
+    """The one video that --prompt asks for; anything wrong ends the program with exit status 2."""
+    (request,) = parse_requests(arguments)
+    return request.args, request.state
+
+
+def parse_requests(arguments: list[str] | None = None) -> list[Request]:
+    """Parse and check all that is asked for; anything wrong ends the program with exit status 2."""
     parser = build_parser()
-    arguments = sys.argv[1:] if arguments is None else arguments
-    args = parser.parse_args([in_full(word, parser) for word in arguments])
-    if args.image_path is not None and args.image_path.strip().lower() in ("", "none"):
-        args.image_path = None
+    words = [in_full(word, parser) for word in (sys.argv[1:] if arguments is None else arguments)]
+    args = parser.parse_args(words)
     try:
-        state = initialize_infer_state(args)
-        for check in (check_request, check_speed, check_files, check_model):
-            check(args)
-        check_cache(args, state)
+        requests = [request_of(args)] if args.prompts is None else requests_of_lines(parser, words, args)
+        for check in (check_speed, check_files, check_model, check_ranks):
+            check(requests[0].args)
+        for request in requests:
+            check_line(request)
         if get_rank() == 0:
-            check_output(args)
+            check_output(requests[0].args)
     except ValueError as error:
         parser.error(str(error))
-    return args, state
+    return requests
+
+
+def request_of(args: argparse.Namespace, line: str | None = None) -> Request:
+    """The request of parsed arguments."""
+    if args.image_path is not None and args.image_path.strip().lower() in ("", "none"):
+        args.image_path = None
+    request = Request(args, initialize_infer_state(args), line)
+    check_request(args)
+    return request
+
+
+def check_line(request: Request) -> None:
+    """What may differ from line to line but for the image, which is read when its turn comes."""
+    try:
+        check_speed(request.args)
+        check_cache(request.args, request.state)
+        if request.line is not None:
+            is_made(request)
+    except ValueError as error:
+        raise ValueError(f"{request.line}: {error}" if request.line else str(error)) from error
+
+
+def requests_of_lines(parser: argparse.ArgumentParser, words: list[str], args: argparse.Namespace) -> list[Request]:
+    """The videos of --prompts FILE; each line is as if its flags were typed."""
+    if not args.save_generation_config:
+        raise ValueError("--prompts needs --save_generation_config true: by it the same command knows what is made")
+    path, shared, program = Path(args.prompts), without_flag(words, "--prompts"), parser.prog
+    lines = read_lines(path)
+    requests: dict[Path, Request] = {}
+    for index, (line, content) in enumerate(lines):
+        name = content.pop("name", None)
+        # Errors of argparse name the line, too.
+        parser.prog = f"{program}: {line}"
+        own = parser.parse_args([*shared, *(f"--{flag}={_word(value)}" for flag, value in content.items())])
+        parser.prog = program
+        own.prompts = args.prompts
+        if content.get("enable_cache") is False:
+            # What the command says of step caching is not for this line.
+            vars(own).update({name: None for name in CACHE_FLAGS if name not in content})
+        try:
+            request = request_of(own, line)
+        except ValueError as error:
+            raise ValueError(f"{line}: {error}") from error
+        digits = max(4, len(str(len(lines) - 1)))
+        folder = args.output_path or f"./outputs/{path.stem}_{version_of(own)}"
+        own.output_path = str(Path(folder, f"{name or f'{index:0{digits}}_seed{own.seed}'}.mp4"))
+        if (other := requests.setdefault(request.path, request)) is not request:
+            raise ValueError(f"{line} and {other.line} have the name {request.path.stem}: give each its own")
+    refuse_two_models(list(requests.values()))
+    return list(requests.values())
+
+
+def refuse_two_models(requests: list[Request]) -> None:
+    versions = sorted({version_of(request.args) for request in requests})
+    if len(versions) > 1:
+        raise ValueError(
+            f"{requests[0].args.prompts} asks for {' and '.join(versions)}: lines with and without image_path are two "
+            "commands"
+        )
+
+
+def without_flag(words: list[str], flag: str) -> list[str]:
+    """The words but for a flag and its value."""
+    at = next(place for place, word in enumerate(words) if word == flag or word.startswith(f"{flag}="))
+    return words[:at] + words[at + (2 if words[at] == flag else 1) :]
+
+
+def read_lines(path: Path) -> list[tuple[str, dict]]:
+    """The lines of a file of prompts that are not empty, by what they are called in messages."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--prompts {path} cannot be read: {error}") from error
+    found = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not found:
+        raise ValueError(f"--prompts {path} is empty: write a prompt per line")
+    return [(f"{path} line {number}", _line(line, f"{path} line {number}")) for number, line in found]
+
+
+def _line(line: str, place: str) -> dict:
+    if not line.startswith("{"):
+        return {"prompt": line}
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{place} is no JSON object: {error}") from error
+    for name, value in content.items():
+        if name not in (*LINE_FLAGS, "name"):
+            raise ValueError(f"{place} has {name!r}: a line may have {', '.join(LINE_FLAGS)}, name")
+        if value is None or isinstance(value, (list, dict)):
+            raise ValueError(f"{place}: {name} must be a text, a number, true or false")
+    if not content.get("prompt"):
+        raise ValueError(f"{place} has no prompt")
+    if "name" in content and not re.fullmatch(r"[^/\\\0]*[^/\\\0.][^/\\\0]*", str(content["name"])):
+        raise ValueError(f"{place}: name {content['name']!r} is no name of a file")
+    return content
+
+
+def _word(value) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def in_full(word: str, parser: argparse.ArgumentParser) -> str:
@@ -278,6 +446,19 @@ def check_request(args: argparse.Namespace) -> None:
         raise ValueError("--rewrite true needs openai: pip install openai")
 
 
+def ranks_of_a_video(args: argparse.Namespace) -> int:
+    """How many ranks share one video: where there is one all of them, and of many each rank makes its own."""
+    return args.sp_size or (int(os.environ.get("WORLD_SIZE", "1")) if args.prompts is None else 1)
+
+
+def check_ranks(args: argparse.Namespace) -> None:
+    world, size = int(os.environ.get("WORLD_SIZE", "1")), ranks_of_a_video(args)
+    if size < 1 or world % size:
+        raise ValueError(f"--sp_size {size} does not divide the {world} ranks")
+    if args.prompts is None and size != world:
+        raise ValueError(f"--sp_size {size} leaves ranks without a video: give {world}, or many videos with --prompts")
+
+
 def check_files(args: argparse.Namespace) -> None:
     for flag, content in (("checkpoint_path", ".metadata"), ("lora_path", "*.safetensors")):
         path = Path(getattr(args, flag) or os.curdir)
@@ -285,7 +466,7 @@ def check_files(args: argparse.Namespace) -> None:
             raise ValueError(f"--{flag} {path} does not exist")
         if getattr(args, flag) and path.is_dir() and not any(path.glob(content)):
             raise ValueError(f"--{flag} {path} holds no {content}")
-    if args.image_path:
+    if args.image_path and args.prompts is None:
         from hyvideo.pipelines.hunyuan_video_pipeline import as_rgb
 
         as_rgb(args.image_path)
@@ -306,10 +487,10 @@ def check_model(args: argparse.Namespace) -> None:
             "--model_path tencent/HunyuanVideo-1.5, which fetches the whole repository"
         )
     heads = json.loads((Path(args.model_path) / "transformer" / version / "config.json").read_text())["heads_num"]
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks, flag = ranks_of_a_video(args), "--nproc_per_node" if args.sp_size is None else "--sp_size"
     if heads % ranks:
         fitting = ", ".join(str(count) for count in range(1, heads + 1) if heads % count == 0)
-        raise ValueError(f"{ranks} ranks cannot share the model's {heads} heads: pass --nproc_per_node of {fitting}")
+        raise ValueError(f"{ranks} ranks cannot share the model's {heads} heads: pass {flag} of {fitting}")
 
 
 def missing_model_files(folder: Path, version: str, with_sr: bool) -> list[str]:
@@ -419,8 +600,7 @@ def check_other_cache(args: argparse.Namespace) -> None:
 
 def lemica_flags(args: argparse.Namespace) -> list[str]:
     """LeMiCa's flags among those given."""
-    names = ("lemica_step", "lemica_mask", "lemica_spacing", "lemica_reuse", "lemica_forecast")
-    return [f"--{name}" for name in names if getattr(args, name) is not None]
+    return [f"--{name}" for name in CACHE_FLAGS if getattr(args, name) is not None]
 
 
 def output_path(args: argparse.Namespace) -> Path:
@@ -466,7 +646,18 @@ def generate_video(args: argparse.Namespace, state: InferState) -> bool:
     started = time.perf_counter()
     pipe = load_pipeline(args, state)
     loading_seconds = time.perf_counter() - started
-    out = pipe(
+    out = make_video(pipe, args)
+    if get_rank() != 0:
+        return True
+    out.report.stage_seconds["model loading"] = loading_seconds
+    save(args, out, files)
+    log_report(out.report)
+    return files.all_saved
+
+
+def make_video(pipe, args: argparse.Namespace):
+    """What the pipeline makes of a request."""
+    return pipe(
         prompt=args.prompt,
         negative_prompt=args.negative_prompt,
         reference_image=args.image_path,
@@ -479,17 +670,209 @@ def generate_video(args: argparse.Namespace, state: InferState) -> bool:
         enable_sr=args.sr,
         return_pre_sr_video=args.save_pre_sr_video,
     )
-    if get_rank() != 0:
-        return True
+
+
+def save(args: argparse.Namespace, out, files: "RunFiles") -> None:
+    """Write the videos and the config of a request."""
     started = time.perf_counter()
     write_videos(args, out, files)
-    seconds = out.report.stage_seconds
-    seconds |= {"model loading": loading_seconds, "file writing": time.perf_counter() - started}
+    out.report.stage_seconds["file writing"] = time.perf_counter() - started
     if args.save_generation_config:
         files.write(beside(files.path, "_config.json"), write_json, config_of(args, out.report, files))
     files.move()
-    log_report(out.report)
-    return files.all_saved
+
+
+def generate_many(requests: list[Request]) -> bool:
+    """Load once, and make what nobody has made yet; whether this rank's group has made all that it tried.
+
+    A request that fails is written down and the rest goes on. Files are written while the next video is made.
+    """
+    from hyvideo.commons.parallel_states import get_parallel_state
+
+    first, group = requests[0], get_parallel_state()
+    warn_of_choices(first.args)
+    claims = Claims(requests)
+    pipe = load_pipeline(first.args, first.state)
+    if pipe.enable_offloading and not first.args.rewrite:
+        pipe.encode_ahead([(request.args.prompt, request.args.negative_prompt) for request in requests])
+    with ThreadPoolExecutor(max_workers=1) as writer:
+        written = None
+        while (request := next_request(claims, group)) is not None:
+            try:
+                pipe.change_infer_state(request.state)
+                out = make_video(pipe, request.args)
+            except Exception as error:
+                if group.sp_rank == 0:
+                    claims.fail(request, error)
+                release_memory()
+                continue
+            if group.sp_rank == 0:
+                # One video waits for its file at most: at 720p it takes 1.3 GB.
+                if written is not None:
+                    written.result()
+                written = writer.submit(claims.finish, request, out)
+        if written is not None:
+            written.result()
+    if group.sp_rank == 0:
+        claims.tell()
+    return not claims.failed
+
+
+def next_request(claims: "Claims", group) -> Request | None:
+    """What this rank's group makes next; its first rank decides."""
+    if not group.sp_enabled:
+        return claims.take()
+    found = [claims.take() if group.sp_rank == 0 else None]
+    dist.broadcast_object_list(found, src=dist.get_global_rank(group.sp_group, 0), group=group.sp_group)
+    return found[0]
+
+
+def release_memory() -> None:
+    """After a failure, above all of memory: nothing of it stays."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class Claims:
+    """Who makes which request: whoever holds the lock of its file, which ends with its holder, however that ends.
+
+    So groups of ranks need not hear of each other: none waits for a slow one, and of one that died the others take what
+    it has left. It takes a disk with file locks that all nodes see; elsewhere all groups are asked to be one.
+    """
+
+    def __init__(self, requests: list[Request]):
+        self.requests, self.began = requests, time.time()
+        self.made: list[Path] = []
+        self.failed: list[Path] = []
+        self._settled: set[Path] = set()
+        self._locks: dict[Path, int] = {}
+
+    def take(self) -> Request | None:
+        """A request that is not made, has not failed since this run began, and that nobody is at work on."""
+        for request in self.requests:
+            if request.path in self._settled or not self._lock(request.path):
+                continue
+            try:
+                if not (is_made(request) or self._has_failed(request.path)):
+                    return request
+                self._release(request.path)
+            except ValueError as error:
+                self.fail(request, error)
+        return None
+
+    def finish(self, request: Request, out) -> None:
+        """Write the files of a request that was made, and let others see."""
+        try:
+            files = RunFiles(request.path)
+            save(request.args, out, files)
+            log_report(out.report)
+            error_path(request.path).unlink(missing_ok=True)
+            (self.made if files.all_saved else self.failed).append(request.path)
+        finally:
+            self._release(request.path)
+
+    def fail(self, request: Request, error: Exception) -> None:
+        """Write down why a request was not made."""
+        path = error_path(request.path)
+        with suppress(OSError):
+            path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        say(
+            f"Not made: {request.path} ({' '.join(str(error).split()) or type(error).__name__}), see {path}", error=True
+        )
+        self.failed.append(request.path)
+        self._release(request.path)
+
+    def tell(self) -> None:
+        """Say what this group has done; with a failure not before all are done, as torchrun would end the others."""
+        say(f"{len(self.made)} of {len(self.requests)} videos made here, {len(self.failed)} failed")
+        while self.failed and any(self._is_held(request.path) for request in self.requests):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def _has_failed(self, path: Path) -> bool:
+        with suppress(FileNotFoundError):
+            return error_path(path).stat().st_mtime >= self.began
+        return False
+
+    def _lock(self, path: Path) -> bool:
+        """Take the lock of a request, if nobody holds it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(claim_path(path), os.O_RDWR | os.O_CREAT, 0o666)
+        if not try_lock(descriptor):
+            os.close(descriptor)
+            return False
+        self._locks[path] = descriptor
+        return True
+
+    def _release(self, path: Path) -> None:
+        self._settled.add(path)
+        with suppress(OSError):
+            claim_path(path).unlink(missing_ok=True)
+        os.close(self._locks.pop(path))
+
+    def _is_held(self, path: Path) -> bool:
+        try:
+            descriptor = os.open(claim_path(path), os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            return not try_lock(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock a file, unless somebody else has; where the system or the disk has no locks nobody has."""
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        rank0_log("this disk has no file locks: let only one group of ranks work on the folder", "WARNING")
+    return True
+
+
+def claim_path(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.claim")
+
+
+def error_path(path: Path) -> Path:
+    return beside(path, "_error.txt")
+
+
+def is_made(request: Request) -> bool:
+    """Whether a request's video is there, whole; raises ValueError where its name has been given to another one."""
+    path = request.path
+    try:
+        content = json.loads(beside(path, "_config.json").read_text(encoding="utf-8"))
+        digest, files = content["request_digest"], content["files"]
+    except FileNotFoundError:
+        if path.exists():
+            raise ValueError(f"{path} is there already, of another run: give another --output_path or name") from None
+        return False
+    except (ValueError, KeyError, TypeError):
+        digest, files = None, {}
+    if digest != digest_of(request.args):
+        raise ValueError(f"{path} is there already, of another request: give another --output_path or name")
+    return all(_size(path.with_name(name)) == each["size"] for name, each in files.items())
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def digest_of(args: argparse.Namespace) -> str:
+    """What tells a request from others: its arguments but for where work is done, and what its mask file holds."""
+    deciding = {name: value for name, value in vars(args).items() if name not in OUTWARD_FLAGS}
+    for name in ("lemica_mask", "image_path"):
+        if deciding[name] is not None and os.path.isfile(deciding[name]):
+            deciding[name] = hashlib.sha256(Path(deciding[name]).read_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
 def warn_of_choices(args: argparse.Namespace) -> None:
@@ -659,6 +1042,7 @@ def config_of(args: argparse.Namespace, report, files: RunFiles) -> dict:
         "task": task_of(args),
         "transformer_version": version_of(args),
         "output_path": str(files.path),
+        "request_digest": digest_of(args),
         "arguments": vars(args),
         "request": report.request,
         "report": dataclasses.asdict(report) | {name: getattr(report, name) for name in sums},
@@ -672,12 +1056,13 @@ def fingerprint(path: Path) -> dict:
 
 
 def main() -> None:
-    args, state = parse_arguments()
+    requests = parse_requests()
+    first = requests[0]
     # Imported only now, so that a wrong argument is answered at once.
     from hyvideo.pipelines.hunyuan_video_pipeline import initialize_sequence_parallel
 
-    initialize_sequence_parallel()
-    all_saved = generate_video(args, state)
+    initialize_sequence_parallel(ranks_of_a_video(first.args))
+    all_saved = generate_video(first.args, first.state) if first.args.prompts is None else generate_many(requests)
     if dist.is_initialized():
         dist.destroy_process_group()
     if not all_saved:

@@ -61,6 +61,7 @@ from hyvideo.utils.data_utils import generate_crop_size_list, get_closest_ratio,
 from loguru import logger
 from PIL import Image, ImageOps
 from torch import distributed as dist
+from torch.utils._pytree import tree_map
 
 from .pipeline_utils import rescale_noise_cfg, retrieve_timesteps
 
@@ -98,7 +99,10 @@ def initialize_sequence_parallel(sp: int | None = None) -> None:
         hunyuanvideo_1_5_transformer.all_gather = _gather_on_cpu
     else:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    parallel_states.initialize_parallel_state(sp=sp or int(os.environ.get("WORLD_SIZE", "1")))
+    parallel = parallel_states.initialize_parallel_state(sp=sp or int(os.environ.get("WORLD_SIZE", "1")))
+    if not parallel.sp_enabled:
+        # Upstream gives ranks that work alone no group, by which its VAE would gather the tiles of all of them.
+        parallel.sp_rank, parallel.sp_group = 0, parallel.sp_mesh.get_group()
 
 
 def _split(tokens: torch.Tensor, dim: int) -> tuple[torch.Tensor, ...]:
@@ -468,6 +472,10 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         self._quantised: tuple[str, list[str]] | None = None
         self._compiled = False
         self._blocks_per_group: int | None = None
+        self._offloading: dict[str, bool] = {}
+        # Models that on_device holds, and texts that were encoded ahead.
+        self._placed: set[int] = set()
+        self._encoded: dict[tuple[str, str | None, bool], dict[str, Any]] = {}
         self.model_name: str | None = None
         self.model_config: str | None = None
 
@@ -827,27 +835,59 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         reused = "" if all(mask.steps) else f", the others reuse: {mask.method}"
         logger.info(f"{mask.budget} of {mask.num_steps} steps computed ({mask.origin} mask){reused}")
 
+    @torch.no_grad()
+    def encode_ahead(self, texts: Sequence[tuple[str, str | None]]) -> None:
+        """Encode (prompt, negative prompt) of calls to come, so that each encoder is moved once for all of them.
+
+        The results wait on the CPU, 14 MB for each pair at the real model's size, for calls with the model's own
+        guidance and without `clip_skip`.
+
+        >>> pipe.encode_ahead([("a red circle", ""), ("a blue square", "")])
+        """
+        self._guidance_scale, self._clip_skip = self.config.guidance_scale, None
+        clock, texts = Stopwatch(self.execution_device), list(dict.fromkeys(texts))
+        with self.on_device(self.text_encoder, clock):
+            states = [self._encode_prompts(*text, clock) for text in texts]
+        has_glyphs = any(self._extract_glyph_texts(prompt) for prompt, _ in texts)
+        with self.on_device(self.byt5_model if has_glyphs else None, clock):
+            glyphs = [self._encode_glyphs(prompt, clock) for prompt, _ in texts]
+        for text, encoded, glyph in zip(texts, states, glyphs, strict=True):
+            self._encoded[self._text_key(*text)] = _moved(encoded | glyph, "cpu")
+
+    def _text_key(self, prompt: str, negative_prompt: str | None) -> tuple[str, str | None, bool]:
+        return prompt, negative_prompt, self.do_classifier_free_guidance
+
     def _encode_text(self, settings: GenerationSettings, clock: Stopwatch) -> dict[str, Any]:
         """The transformer's text arguments; with CFG the batch is [negative, positive]."""
-        embeds, mask = self._encode_with(self.text_encoder, settings, clock)
+        prompt, negative = settings.prompt, settings.negative_prompt
+        if isinstance(prompt, str) and self.clip_skip is None and self._text_key(prompt, negative) in self._encoded:
+            return _moved(self._encoded[self._text_key(prompt, negative)], self.execution_device)
+        return self._encode_prompts(prompt, negative, clock) | self._encode_glyphs(prompt, clock)
+
+    def _encode_prompts(
+        self, prompt: str | list[str], negative_prompt: str | list[str] | None, clock: Stopwatch
+    ) -> dict[str, Any]:
+        embeds, mask = self._encode_with(self.text_encoder, prompt, negative_prompt, clock)
         embeds_2 = None
         if self.text_encoder_2 is not None:
-            embeds_2, _ = self._encode_with(self.text_encoder_2, settings, clock)
-        texts = [settings.prompt] if isinstance(settings.prompt, str) else settings.prompt
+            embeds_2, _ = self._encode_with(self.text_encoder_2, prompt, negative_prompt, clock)
+        return dict(text_states=embeds, text_states_2=embeds_2, encoder_attention_mask=mask)
+
+    def _encode_glyphs(self, prompt: str | list[str], clock: Stopwatch) -> dict[str, Any]:
+        texts = [prompt] if isinstance(prompt, str) else prompt
         # The glyph encoder reads nothing but quoted texts: without any it need not be moved.
         has_glyphs = any(self._extract_glyph_texts(text) for text in texts)
         with self.on_device(self.byt5_model if has_glyphs else None, clock):
-            extra_kwargs = self._prepare_byt5_embeddings(settings.prompt, self.execution_device)
-        return dict(text_states=embeds, text_states_2=embeds_2, encoder_attention_mask=mask, extra_kwargs=extra_kwargs)
+            return dict(extra_kwargs=self._prepare_byt5_embeddings(prompt, self.execution_device))
 
-    def _encode_with(self, text_encoder: TextEncoder, settings: GenerationSettings, clock: Stopwatch):
+    def _encode_with(self, text_encoder: TextEncoder, prompt, negative_prompt, clock: Stopwatch):
         with self.on_device(text_encoder, clock):
             embeds, negative_embeds, mask, negative_mask = self.encode_prompt(
-                settings.prompt,
+                prompt,
                 self.execution_device,
                 1,
                 self.do_classifier_free_guidance,
-                settings.negative_prompt,
+                negative_prompt,
                 clip_skip=self.clip_skip,
                 text_encoder=text_encoder,
                 data_type="video",
@@ -1057,6 +1097,11 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         cannot be taken back (quantisation, group offloading), RuntimeError if a cache type's library is missing.
         """
         state = self.infer_state = infer_state or InferState()
+        self._offloading = dict(
+            enable_offloading=enable_offloading,
+            enable_group_offloading=enable_group_offloading,
+            overlap_group_offloading=overlap_group_offloading,
+        )
         self._quantise((state.quant_type, state.include_patterns) if state.use_fp8_gemm else None)
         self._compile_blocks(state.enable_torch_compile)
         attn_mode = "sageattn" if state.enable_sageattn else self._own_attn_mode
@@ -1067,6 +1112,14 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
             raise ValueError("group offloading needs offloading: pass enable_offloading=True")
         self.enable_offloading = enable_offloading
         self._offload_by_groups((1 if overlap_group_offloading else 4) if enable_group_offloading else None)
+
+    def change_infer_state(self, infer_state: InferState) -> None:
+        """Another state for the calls to come, with offloading as it is; errors are those of apply_infer_optimization.
+
+        >>> pipe.change_infer_state(InferState(enable_cache=True, cache_type="lemica", lemica_step=20))
+        """
+        if infer_state != self.infer_state:
+            self.apply_infer_optimization(infer_state, **self._offloading)
 
     def _quantise(self, wanted: tuple[str, list[str]] | None) -> None:
         if self._quantised == wanted:
@@ -1143,11 +1196,14 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         """With offloading, `model` is on the execution device inside and on the CPU after, also after an error.
 
         Its weights do not change there: those on the CPU are kept and put back, nothing is copied from the device but
-        buffers. Both moves are a stage of their own on `clock`, in whatever stage they happen.
+        buffers. Both moves are a stage of their own on `clock`, in whatever stage they happen. Within another block of
+        the same model nothing moves.
         """
-        if model is None or not self.enable_offloading or _is_group_offload_enabled(model):
+        stays = id(model) in self._placed
+        if model is None or stays or not self.enable_offloading or _is_group_offload_enabled(model):
             yield
             return
+        self._placed.add(id(model))
         clock = clock or Stopwatch(self.execution_device)
         at_home = [(weight, weight.data) for weight in model.parameters()]
         try:
@@ -1159,6 +1215,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
                 for weight, data in at_home:
                     weight.data = data
                 model.to("cpu")
+            self._placed.discard(id(model))
 
     @contextmanager
     def _clearing(self, cache: StepCache):
@@ -1477,6 +1534,11 @@ def _warn_if_cut(what: str, tokenizer, text: str, limit: int) -> None:
     tokens = tokenizer(text, add_special_tokens=False).input_ids
     if len(tokens) > limit and get_rank() == 0:
         logger.warning(f"{what} is cut after {limit} tokens, this is not read: {tokenizer.decode(tokens[limit:])!r}")
+
+
+def _moved(values: dict[str, Any], device: torch.device | str) -> dict[str, Any]:
+    """The same with all tensors on a device."""
+    return tree_map(lambda value: value.to(device) if torch.is_tensor(value) else value, values)
 
 
 def _repeat_rows(tensor: torch.Tensor | None, count: int, device: torch.device) -> torch.Tensor | None:

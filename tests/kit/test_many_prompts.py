@@ -1,0 +1,272 @@
+"""generate.py --prompts: one loading for many videos, shared out over groups of ranks, gone on with after a stop."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import TREE, clean_environment
+
+import generate
+
+TINY_RUN = ["--sr", "false", "--video_length", "5", "--num_inference_steps", "4", "--aspect_ratio", "1:1"]
+LEMICA = ["--enable_cache", "true", "--cache_type", "lemica", "--lemica_step", "2"]
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    """Writes a file of prompts."""
+
+    def write(*lines: str):
+        path = tmp_path / "prompts.txt"
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def command(checkpoint, tmp_path):
+    """The arguments of a command for many videos; later ones override earlier ones."""
+
+    def build(path, *more: str) -> list[str]:
+        base = ["--prompts", str(path), "--resolution", "480p", "--model_path", str(checkpoint), *TINY_RUN]
+        return [*base, "--output_path", str(tmp_path / "videos"), *more]
+
+    return build
+
+
+@pytest.fixture
+def make(load_pipeline, monkeypatch, capsys):
+    """Runs a command in this process; gives whether all was made, and what was printed."""
+
+    def load(args, state):
+        pipe = load_pipeline(generate.version_of(args))
+        pipe.change_infer_state(state)
+        return pipe
+
+    monkeypatch.setattr(generate, "load_pipeline", load)
+
+    def run(arguments) -> tuple[bool, str, str]:
+        made = generate.generate_many(generate.parse_requests(arguments))
+        return made, *capsys.readouterr()
+
+    return run
+
+
+def refusal(arguments, capsys) -> str:
+    with pytest.raises(SystemExit) as stop:
+        generate.parse_requests(arguments)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def videos(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.mp4"))}
+
+
+def hidden(folder) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_each_line_is_as_if_its_flags_were_typed(command, prompts):
+    path = prompts("a star", '{"prompt": "a sun", "seed": 7, "enable_cache": false, "name": "sun"}', "", "  a moon ")
+    requests = generate.parse_requests(command(path, *LEMICA, "--seed", "5"))
+    assert [request.args.prompt for request in requests] == ["a star", "a sun", "a moon"]
+    assert [request.args.seed for request in requests] == [5, 7, 5]
+    assert [request.state.uses_lemica for request in requests] == [True, False, True]
+    assert [request.path.name for request in requests] == ["0000_seed5.mp4", "sun.mp4", "0002_seed5.mp4"]
+
+
+def test_without_a_folder_the_name_is_that_of_the_file_of_prompts(command, prompts):
+    arguments = command(prompts("a star"))
+    del arguments[arguments.index("--output_path") :]
+    (request,) = generate.parse_requests(arguments)
+    assert request.args.output_path == "outputs/prompts_480p_t2v/0000_seed123.mp4"
+
+
+@pytest.mark.parametrize(
+    ("lines", "hint"),
+    [
+        ([""], "is empty: write a prompt per line"),
+        (["a star", "{'prompt': 'a sun'}"], "line 2 is no JSON object"),
+        (['{"prompt": "a sun", "resolution": "720p"}'], "line 1 has 'resolution': a line may have prompt, "),
+        (['{"seed": 7}'], "line 1 has no prompt"),
+        (['{"prompt": "a sun", "seed": null}'], "line 1: seed must be a text, a number, true or false"),
+        (["a star", '{"prompt": "a sun", "seed": "seven"}'], "line 2: error: argument --seed: invalid int value"),
+        (["a star", '{"prompt": "a sun", "aspect_ratio": "wide"}'], "line 2: --aspect_ratio must be two whole numbers"),
+        (['{"prompt": "a sun", "lemica_step": 2}'], "line 1: --lemica_step does nothing without --enable_cache true"),
+        (['{"prompt": "a sun", "name": "../sun"}'], "line 1: name '../sun' is no name of a file"),
+        (['{"prompt": "a sun", "name": "x"}', '{"prompt": "a star", "name": "x"}'], "line 2 and"),
+        (["a star", '{"prompt": "a sun", "image_path": "sun.png"}'], "lines with and without image_path are two"),
+    ],
+)
+def test_a_file_with_a_wrong_line_is_refused_before_anything_is_loaded(command, prompts, capsys, lines, hint):
+    assert hint in refusal(command(prompts(*lines)), capsys)
+
+
+def test_what_goes_with_one_video_only_is_refused(command, prompts, capsys, tmp_path):
+    path = prompts("a star")
+    assert "not allowed with argument" in refusal(command(path, "--prompt", "a sun"), capsys)
+    assert "by it the same command knows" in refusal(command(path, "--save_generation_config", "false"), capsys)
+    assert "cannot be read" in refusal(command(tmp_path / "nothing.txt"), capsys)
+    assert "--sp_size 2 does not divide the 1 ranks" in refusal(command(path, "--sp_size", "2"), capsys)
+
+
+def test_one_loading_makes_what_single_commands_make_to_the_bit(make, command, prompts, tmp_path, checkpoint):
+    sun = {"prompt": 'a "sun"', "seed": 7, "negative_prompt": "rain", "aspect_ratio": "16:9"}
+    path = prompts("a star", json.dumps(sun), json.dumps({"prompt": "a comet", "name": "comet", "lemica_step": 3}))
+    made, printed, _ = make(command(path, *LEMICA))
+    assert made
+    assert "3 of 3 videos made here, 0 failed" in printed
+    folder = tmp_path / "videos"
+    assert list(videos(folder)) == ["0000_seed123.mp4", "0001_seed7.mp4", "comet.mp4"]
+    assert hidden(folder) == []
+    base = ["--resolution", "480p", "--model_path", str(checkpoint), *TINY_RUN, *LEMICA]
+    flags = [f"--{name}={value}" for name, value in sun.items()]
+    alone = tmp_path / "alone.mp4"
+    assert generate.generate_video(*generate.parse_arguments([*base, *flags, "--output_path", str(alone)]))
+    assert alone.read_bytes() == videos(folder)["0001_seed7.mp4"]
+    configs = [json.loads((folder / f"{name}_config.json").read_text()) for name in ("0000_seed123", "comet")]
+    assert [len(config["report"]["computed_steps"]) for config in configs] == [2, 3]
+
+
+def test_the_same_command_makes_what_is_missing_and_nothing_else(make, command, prompts, tmp_path):
+    arguments, folder = command(prompts("a star", "a sun", "a moon")), tmp_path / "videos"
+    make(arguments)
+    before, found = {path: path.stat().st_mtime_ns for path in folder.iterdir()}, videos(folder)
+    assert "0 of 3 videos made here, 0 failed" in make(arguments)[1]
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    (folder / "0001_seed123.mp4").write_bytes(b"half")
+    (folder / "0002_seed123_config.json").unlink()
+    (folder / "0002_seed123.mp4").unlink()
+    assert "2 of 3 videos made here, 0 failed" in make(arguments)[1]
+    assert videos(folder) == found
+
+
+def test_a_request_that_fails_is_written_down_and_the_rest_goes_on(make, command, prompts, tmp_path, reference_image):
+    reference_image.save(tmp_path / "first.png")
+    lines = [json.dumps({"prompt": "a star", "image_path": str(tmp_path / name)}) for name in ("no.png", "first.png")]
+    arguments, folder = command(prompts(*lines)), tmp_path / "videos"
+    made, printed, errors = make(arguments)
+    assert not made
+    assert list(videos(folder)) == ["0001_seed123.mp4"]
+    assert "no.png does not exist" in (folder / "0000_seed123_error.txt").read_text()
+    assert "Not made: " in errors
+    assert "1 of 2 videos made here, 1 failed" in printed
+
+    reference_image.save(tmp_path / "no.png")
+    assert make(arguments)[0]
+    assert list(videos(folder)) == ["0000_seed123.mp4", "0001_seed123.mp4"]
+    assert not (folder / "0000_seed123_error.txt").exists()
+
+
+def test_a_failure_of_memory_loses_one_request(make, command, prompts, tmp_path, monkeypatch, load_pipeline):
+    pipe = load_pipeline("480p_t2v")
+    denoise, calls = pipe.denoise, []
+
+    def failing(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("no memory")
+        return denoise(*arguments)
+
+    monkeypatch.setattr(pipe, "denoise", failing)
+    assert "2 of 3 videos made here, 1 failed" in make(command(prompts("a star", "a sun", "a moon")))[1]
+    assert list(videos(tmp_path / "videos")) == ["0000_seed123.mp4", "0002_seed123.mp4"]
+
+
+def test_offloaded_encoders_move_once_for_all_prompts_and_the_videos_are_the_same(
+    make, command, prompts, tmp_path, monkeypatch, load_pipeline
+):
+    path = prompts("a star", 'a "sun"', "a moon")
+    make(command(path, *LEMICA))
+    pipe = load_pipeline("480p_t2v")
+    moves = {"text": 0, "glyphs": 0}
+    encoders = {id(pipe.text_encoder): "text", id(pipe.byt5_model): "glyphs"}
+    for encoder in (pipe.text_encoder, pipe.byt5_model):
+
+        def to(*arguments, encoder=encoder, move=encoder.to, **options):
+            moves[encoders[id(encoder)]] += arguments == (pipe.execution_device,)
+            return move(*arguments, **options)
+
+        monkeypatch.setattr(encoder, "to", to)
+    monkeypatch.setattr(generate, "load_pipeline", lambda *_: pipe)
+    pipe.apply_infer_optimization(enable_offloading=True)
+    make(command(path, *LEMICA, "--output_path", str(tmp_path / "offloaded")))
+    assert moves == {"text": 1, "glyphs": 1}
+    assert videos(tmp_path / "offloaded") == videos(tmp_path / "videos")
+
+
+def test_a_name_that_another_request_has_is_not_taken_from_it(command, prompts, tmp_path, capsys):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "0000_seed123.mp4").write_text("somebody's")
+    assert "is there already, of another run" in refusal(command(prompts("a star")), capsys)
+    config = {"request_digest": "other", "files": {}}
+    (tmp_path / "videos" / "0000_seed123_config.json").write_text(json.dumps(config))
+    assert "is there already, of another request" in refusal(command(prompts("a star")), capsys)
+
+
+def ranks(arguments, count: int) -> list[subprocess.Popen]:
+    """So many ranks, started by hand: torchrun would end all of them with the first."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    shared = clean_environment() | {"WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(
+            [sys.executable, "generate.py", *arguments],
+            cwd=TREE,
+            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+
+
+@pytest.mark.slow
+def test_two_groups_of_two_ranks_make_what_one_rank_makes_and_a_group_that_dies_loses_its_request_only(
+    make, command, prompts, tmp_path
+):
+    path = prompts(*(f"star {number}" for number in range(6)))
+    assert make(command(path, *LEMICA, "--output_path", str(tmp_path / "alone")))[0]
+
+    arguments = command(path, *LEMICA, "--sp_size", "2")
+    running = ranks(arguments, 4)
+    folder = tmp_path / "videos"
+    # The second group dies at work, with a request claimed; the store of all ranks is in the first.
+    until = time.monotonic() + 120
+    while not claimed_by(running[2], folder):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    for rank in running[2:]:
+        rank.send_signal(signal.SIGKILL)
+    outputs = [rank.communicate(timeout=120) for rank in running]
+    assert [rank.returncode for rank in running[:2]] == [0, 0], outputs[0][1][-2000:]
+    found = videos(folder)
+    assert len(found) >= 5
+    assert make(arguments[: arguments.index("--sp_size")])[0]
+    assert videos(folder) == videos(tmp_path / "alone")
+    assert hidden(folder) == []
+
+
+def claimed_by(process: subprocess.Popen, folder) -> list[str]:
+    """The claims that a process holds open."""
+    found = []
+    try:
+        for link in os.scandir(f"/proc/{process.pid}/fd"):
+            target = os.readlink(link.path)
+            if target.startswith(str(folder)) and target.endswith(".claim"):
+                found.append(target)
+    except FileNotFoundError:
+        pass
+    return found
