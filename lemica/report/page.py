@@ -1,7 +1,7 @@
-"""The report as a page: one HTML file with its style, its script, its videos and its drawings inside.
+"""The report of one request: one HTML file with its style, its script, its videos and its drawings inside.
 
-This module turns numbers into coordinates. Markup is in report.html.in, style in report.css, the player in report.js.
-Jinja fills them in, because it escapes prompts and file names.
+This module turns numbers into coordinates. Markup is in report.html.in, style in base.css and report.css, the player in
+player.js and report.js.
 """
 
 import base64
@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from lemica.errors import Refused
-from lemica.report.runs import PLAYABLE, Section, VideoRun
+from lemica.report.runs import Section
 from lemica.report.table import COLUMNS, cells, duration, speedup, speedup_notes
+from lemica.report.templates import fill
+from lemica.report.video_run import PLAYABLE, VideoRun
 
-FOLDER = Path(__file__).parent
 CELL = 0.84  # Width of a step's cell or bar; the rest is the gap to the next.
 BAR_HEIGHT = 100
 LEAST_BAR = 4  # So that a reused step is seen at all.
@@ -60,37 +58,27 @@ class Plot:
     y_ticks: tuple[Tick, ...]
 
 
-def render(sections: Sequence[Section], means: Sequence[VideoRun] = ()) -> str:
+def render(section: Section) -> str:
     """The whole page as HTML.
 
     Args:
-        sections: what ``summarise`` returns.
-        means: what ``mean_runs`` returns.
+        section: the runs of one request.
 
     Example:
         >>> from lemica.report.runs import summarise
-        >>> render(summarise(Path(".")))[:15]
+        >>> (section,) = summarise(Path("."))
+        >>> render(section)[:15]
         '<!doctype html>'
     """
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters |= {"duration": duration, "decibel": decibel}
-    for function in (video_uri, cells, speedup, speedup_notes, step_cells, step_bars, step_times, plots, step_ticks):
-        environment.globals[function.__name__] = function
-    files = {name: Markup((FOLDER / f"report.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
-    template = environment.get_template("report.html.in")
-    return template.render(columns=COLUMNS, sections=sections, means=means, **files)
+    functions = (video_uri, cells, speedup, speedup_notes, step_cells, step_bars, step_times, plots, step_ticks)
+    named = {function.__name__: function for function in functions}
+    return fill("report", section=section, columns=COLUMNS, decibel=decibel, **named)
 
 
-def refuse_other_videos(written: Path, sections: Sequence[Section]) -> None:
+def refuse_other_videos(written: Path, section: Section) -> None:
     """Refuse a page that does not hold its videos whole, as they are on the disk once it is written."""
     html = written.read_text(encoding="utf-8")
-    for run in (run for section in sections for run in section.runs):
+    for run in section.runs:
         if video_uri(run.video) not in html:
             raise Refused(f"{run.video} was changed while the page was written: type the same command again")
 

@@ -183,6 +183,8 @@ def test_a_wheel_holds_the_command_and_its_files(tmp_path):
         assert "lemica = lemica.cli.main:main" in archive.read(entries).decode()
     assert {name for name in names if not name.endswith(".py") and ".dist-info/" not in name} == {
         "lemica/released_masks.json",
-        *(f"lemica/report/report.{suffix}" for suffix in ("css", "html.in", "js")),
+        *(f"lemica/report/{name}.css" for name in ("base", "grid", "report")),
+        *(f"lemica/report/{name}.html.in" for name in ("grid", "player", "report")),
+        *(f"lemica/report/{name}.js" for name in ("grid", "player", "report")),
     }
     assert {"lemica/masks.py", "lemica/planning/graph.py", "lemica/quality/metrics.py"} <= set(names)

@@ -1,4 +1,4 @@
-"""The report in a real browser: it renders, the videos play, and they play in step. Skipped only without Chromium.
+"""The page of one request in a real browser: the videos play, and they play in step. Skipped only without Chromium.
 
 Debian: apt-get install chromium chromium-driver. All that the browser loads are files of the test.
 """
@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from fake_runs import STEPS_OF_BUDGET, moving_disc, write_demo, write_run
+from fake_runs import STEPS_OF_BUDGET, write_demo
 
 from docs.screenshot import CHROMIUM, open_browser, wait_until
 from lemica.report.page import render
@@ -49,7 +49,7 @@ def browser():
 def report_page(tmp_path_factory) -> Path:
     folder = write_demo(tmp_path_factory.mktemp("runs"))
     path = folder / "report.html"
-    path.write_text(render(summarise(folder)), encoding="utf-8")
+    path.write_text(render(*summarise(folder)), encoding="utf-8")
     return path
 
 
@@ -57,9 +57,9 @@ def report_page(tmp_path_factory) -> Path:
 def open_page(browser, report_page):
     """Open the page, by default standing at its beginning, and wait until the player is there; no errors in the end."""
 
-    def open_at(fragment: str = "#t=0", path: Path = report_page):
+    def open_at(fragment: str = "#t=0"):
         browser.get("about:blank")
-        browser.get(path.as_uri() + fragment)
+        browser.get(report_page.as_uri() + fragment)
         wait_until(browser, "!player.hidden && inView.size === videos.length")
         return browser
 
@@ -178,17 +178,6 @@ def test_half_speed_takes_twice_as_long(open_page):
     samples = browser.execute_async_script(SAMPLE, 1)
     assert (samples[-1][1][0] - samples[0][1][0]) == pytest.approx(0.5, abs=0.1)
     assert max(spread(times) for _, times in samples) < FRAME
-
-
-def test_one_clock_drives_several_prompts(open_page, tmp_path):
-    for folder, frames in (("long", 48), ("short", 24)):
-        write_run(tmp_path / folder, "uncached", moving_disc(frames=frames), prompt=folder)
-    path = tmp_path / "report.html"
-    path.write_text(render(summarise(tmp_path)), encoding="utf-8")
-    browser = open_page("#t=0.5", path)
-    assert frames_of(standing(browser)) == [12, 12]
-    browser = open_page("#t=1.5", path)
-    assert frames_of(standing(browser)) == [36, 23]
 
 
 def test_dark_mode_and_phones(open_page):
