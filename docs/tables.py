@@ -15,10 +15,13 @@ from statistics import fmean
 
 from scipy.stats import spearmanr
 
-from benchmarks import counts, gpu, pipelines, steps
+from benchmarks import counts, gpu, many, pipelines, steps
+from benchmarks.rivals import table as rivals
+from benchmarks.rivals.results import read_results as read_rivals
 from demo.calibrations import CALIBRATIONS, GRAPHS, TIMES, calibration
 from demo.faults import COLUMNS
-from demo.results import Row, budget_table, gain_table, merged, rows_of
+from demo.results import Row, budget_table, gain_table, merged, read_results, rows_of
+from demo.transfer_table import transfer_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = (REPOSITORY / "README.md", REPOSITORY / "README_CN.md", *sorted((REPOSITORY / "docs").glob("*.md")))
@@ -165,6 +168,43 @@ def pipeline_costs(name: str) -> Iterator[str]:
     return pipelines.TABLES[name](found) if found else iter(())
 
 
+RIVALS_BEST = "LeMiCa: planned, fitted"
+
+
+def _rivals(dtype: str) -> dict[str, dict[str, rivals.Point]]:
+    return rivals.points(read_rivals(MEASUREMENTS / f"rivals_{dtype}.json"), RIVALS_BEST)
+
+
+def rivals_quality(dtype: str) -> Iterator[str]:
+    """Every method of benchmarks/rivals at every cost."""
+    return rivals.quality_table(_rivals(dtype))
+
+
+def rivals_gains(dtype: str) -> Iterator[str]:
+    """How far ours is above each, pair by pair."""
+    return rivals.gain_table(_rivals(dtype), RIVALS_BEST)
+
+
+def rivals_times() -> Iterator[str]:
+    """Seconds beside the cost, and what is kept."""
+    return rivals.time_table(_rivals("bf16"), _named("rivals_memory.json"))
+
+
+def rivals_defaults() -> Iterator[str]:
+    """The authors' own settings."""
+    return rivals.default_table(_rivals("bf16"))
+
+
+def many_prompts() -> Iterator[str]:
+    """What benchmarks/many.py measured."""
+    return many.table(_named("many.json"))
+
+
+def transfer() -> Iterator[str]:
+    """What demo/transfer.py measured: a table per budget of settings by methods."""
+    return transfer_table(read_results(MEASUREMENTS / "transfer.json"))
+
+
 def framework() -> Iterator[str]:
     """What demo/framework.py found: the demo model in diffusers' pipeline beside the kit."""
     found = _named("framework.json")
@@ -219,6 +259,12 @@ TABLES: dict[str, Callable[[], Iterable[str]]] = {
     "gpu": gpu_steps,
     "faults": faults,
     "framework": framework,
+    **{f"rivals_{dtype}": partial(rivals_quality, dtype) for dtype in DTYPES},
+    **{f"rivals_gains_{dtype}": partial(rivals_gains, dtype) for dtype in DTYPES},
+    "rivals_times": rivals_times,
+    "rivals_defaults": rivals_defaults,
+    "many": many_prompts,
+    "transfer": transfer,
     **{name: partial(pipeline_costs, name) for name in pipelines.TABLES},
 }
 

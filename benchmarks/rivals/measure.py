@@ -1,0 +1,82 @@
+"""Measure every method at every cost on the same pairs, in one process per arithmetic.
+
+    PYTHONPATH=.venv/diffusers python -m benchmarks.rivals.measure --dtype bf16 --pairs 0:32 --output rivals_bf16.json
+
+What OUTPUT holds already is not run again, so an interrupted run goes on. A method whose package is missing is left
+out, and told.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from benchmarks.rivals.bench import DTYPES, Bench, Request
+from benchmarks.rivals.fitted import NUM_STEPS, Fitted
+from benchmarks.rivals.methods import FEWER_STEPS, FLOOR, METHODS
+from benchmarks.rivals.results import Figures, Results, read_results, write_results
+from benchmarks.rivals.settings import SETTINGS, Setting, read_settings
+from demo.pairs import FLOOR as MOVED_BY
+from demo.quality import quality
+
+
+def figures(bench: Bench, fitted: Fitted, setting: Setting, request: Request, reference: np.ndarray) -> Figures:
+    """What a setting gives on a request, against the frames of the uncached run."""
+    num_steps = setting.knobs["budget"] if setting.method == FEWER_STEPS else NUM_STEPS
+    given = moved(request) if setting.method == FLOOR else request
+    with METHODS[setting.method](bench, fitted, **setting.knobs):
+        run = bench.run(given, num_steps)
+    return {
+        **quality(reference, bench.frames(run.latents)),
+        "cost": run.cost * num_steps / NUM_STEPS,
+        "seconds": run.seconds,
+    }
+
+
+def moved(request: Request) -> Request:
+    """The same request with its noise moved a little: what two equal runs differ by is rounding."""
+    noise = torch.randn(request.noise.shape, generator=torch.Generator().manual_seed(0))
+    return replace(request, noise=request.noise + MOVED_BY * noise)
+
+
+def measure(bench: Bench, settings: Sequence[Setting], pairs: Sequence[int], output: Path) -> None:
+    """Run what OUTPUT has not, and write after each pair."""
+    fitted = Fitted(bench)
+    results: Results = read_results(output) if output.exists() else {}
+    for pair in tqdm(pairs, unit="pair"):
+        rows = results.setdefault(str(pair), {})
+        missing = [setting for setting in settings if setting.key not in rows]
+        if missing:
+            request = bench.request(pair)
+            reference = bench.frames(bench.run(request, NUM_STEPS).latents)
+            rows |= {setting.key: figures(bench, fitted, setting, request, reference) for setting in missing}
+            write_results(results, output)
+
+
+def available(settings: Sequence[Setting]) -> list[Setting]:
+    """Those whose package is here."""
+    missing = sorted({setting.name for setting in settings if setting.method not in METHODS})
+    if missing:
+        print(f"left out, as cache-dit is not installed: {', '.join(missing)}")
+    return [setting for setting in settings if setting.method in METHODS]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")
+    parser.add_argument("--pairs", default="0:32", metavar="FIRST:LAST", help="(default: 0:32)")
+    parser.add_argument("--settings", type=Path, default=SETTINGS)
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    pairs = range(*map(int, options.pairs.split(":")))
+    measure(Bench(options.dtype), available(read_settings(options.settings)), pairs, options.output)
+
+
+if __name__ == "__main__":
+    main()

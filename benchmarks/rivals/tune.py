@@ -1,0 +1,218 @@
+"""Set every method's knobs on tuning pairs, in bfloat16, so that it meets each cost: writes settings.json.
+
+    PYTHONPATH=.venv/diffusers python -m benchmarks.rivals.tune
+
+A family lists what is tried. Where a threshold decides, it is searched for each cost and each choice of other knobs. Of
+what comes within 0.02 of a cost, the best in mean PSNR is taken. What was tried is kept in tuning.json, and not run
+again.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.rivals.bench import Bench
+from benchmarks.rivals.fitted import NUM_STEPS, Fitted
+from benchmarks.rivals.measure import figures
+from benchmarks.rivals.methods import FEWER_STEPS, FLOOR
+from benchmarks.rivals.settings import DEFAULT, NEAR, TARGETS, Setting, write_settings
+from lemica.files import write_text
+
+# One of each format.
+PAIRS = (100, 101, 102)
+BUDGETS = [round(target * NUM_STEPS) for target in TARGETS]
+# cache-dit runs one of eight blocks on reused steps.
+CACHE_DIT_BUDGETS = [max(2, round((target - 1 / 8) / (1 - 1 / 8) * NUM_STEPS)) for target in TARGETS]
+FIRST_LOOK, REFINEMENTS = 6, 3
+Knobs = dict[str, Any]
+# Mean cost and mean PSNR of knobs.
+Tried = list[tuple[Knobs, float, float]]
+
+
+def choices(**values: Sequence[Any]) -> list[Knobs]:
+    """Every combination."""
+    return [dict(zip(values, each, strict=True)) for each in product(*values.values())]
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is tried of a method.
+
+    Args:
+        name: in tables.
+        method: in METHODS.
+        variants: knobs to try, or that go with every threshold.
+        threshold: name, lowest and highest value of a knob that is searched for.
+        default: the authors' own knobs, for a row of their own; None for none.
+    """
+
+    name: str
+    method: str
+    variants: Sequence[Knobs]
+    threshold: tuple[str, float, float] | None = None
+    default: Knobs | None = None
+
+
+FAMILIES = (
+    Family(FLOOR, FLOOR, [{}], default={}),
+    Family(FEWER_STEPS, FEWER_STEPS, choices(budget=BUDGETS)),
+    Family("LeMiCa: planned, fitted", "LeMiCa, planned", choices(budget=BUDGETS, forecast=["fitted"])),
+    Family("LeMiCa: planned, damped", "LeMiCa, planned", choices(budget=BUDGETS, forecast=["damped"])),
+    Family("LeMiCa: planned, taylor-step", "LeMiCa, planned", choices(budget=BUDGETS, forecast=["taylor-step"])),
+    Family("LeMiCa: planned, held", "LeMiCa, planned", choices(budget=BUDGETS, forecast=["hold"])),
+    Family("LeMiCa: uniform, damped (no calibration)", "LeMiCa, uniform", choices(budget=BUDGETS)),
+    Family("FirstBlockCache", "FirstBlockCache", [{}], ("threshold", 0.01, 1.0), {}),
+    Family(
+        "MagCache",
+        "MagCache",
+        choices(retention_ratio=[0.02, 0.2], max_skip_steps=[3, 10]),
+        ("threshold", 0.003, 1.0),
+        {},
+    ),
+    Family(
+        "SeaCache",
+        "SeaCache",
+        choices(residual_order=[0, 1], max_consecutive_cached=[2, 0]),
+        ("threshold", 0.05, 2.0),
+        {},
+    ),
+    Family(
+        "TaylorSeer",
+        "TaylorSeer",
+        choices(cache_interval=[2, 3, 4, 7, 9], max_order=[1, 2, 3]),
+        default={},
+    ),
+    Family("PyramidAttentionBroadcast", "PyramidAttentionBroadcast", [], default={}),
+    Family(
+        "DBCache",
+        "DBCache",
+        choices(first_blocks=[1], warmup=[2, 8]),
+        ("residual_diff_threshold", 0.01, 1.0),
+        dict(first_blocks=1, residual_diff_threshold=0.08, warmup=8),
+    ),
+    Family(
+        "DBCache with a forecast",
+        "DBCache",
+        choices(first_blocks=[1], warmup=[2, 8], calibrator=["taylorseer", "taylorseer 2"]),
+        ("residual_diff_threshold", 0.01, 1.0),
+        dict(first_blocks=1, residual_diff_threshold=0.08, warmup=8, calibrator="taylorseer"),
+    ),
+    Family(
+        "cache-dit's steps mask, planned steps",
+        "cache-dit's steps mask",
+        # Gaps of a plan end at 12, so that there is none of four steps and of two.
+        choices(
+            budget=CACHE_DIT_BUDGETS[:3], mask=["planned"], calibrator=["none", "taylorseer", "taylorseer 2", "dmd"]
+        ),
+    ),
+    Family(
+        "cache-dit's steps mask, authors' steps",
+        "cache-dit's steps mask",
+        choices(budget=CACHE_DIT_BUDGETS, mask=["authors'"], calibrator=["none", "taylorseer", "taylorseer 2", "dmd"]),
+    ),
+    Family("TeaCache", "TeaCache", choices(rescaled=[True, False]), ("threshold", 0.02, 2.0), dict(threshold=0.15)),
+    Family("L2P", "L2P", choices(budget=BUDGETS)),
+    Family("L2P, fitted to the kept steps", "L2P", choices(budget=BUDGETS, kept_only=[True])),
+    Family(
+        "Spectrum",
+        "Spectrum",
+        choices(budget=BUDGETS, blend=[0.0, 0.5, 0.75, 1.0]),
+    ),
+    Family("Spectrum, its own steps", "Spectrum, its own steps", [], default=dict(alpha=0.75)),
+    Family("MeanCache", "MeanCache", choices(budget=BUDGETS, gamma=[2.0, 4.0])),
+    Family("DPCache", "DPCache", choices(budget=BUDGETS, order=[1, 2])),
+)
+
+
+class Tuner:
+    """Tries knobs on the tuning pairs, and remembers."""
+
+    def __init__(self, bench: Bench, path: Path):
+        self.bench, self.fitted, self.path = bench, Fitted(bench), path
+        self.requests = [bench.request(pair) for pair in PAIRS]
+        self.references = [bench.frames(bench.run(request, NUM_STEPS).latents) for request in self.requests]
+        self.known = json.loads(path.read_text()) if path.exists() else {}
+
+    def try_(self, family: Family, knobs: Knobs) -> tuple[float, float]:
+        """Mean cost and mean PSNR."""
+        key = json.dumps([family.method, knobs], sort_keys=True)
+        if key not in self.known:
+            setting = Setting(family.name, family.method, DEFAULT, knobs)
+            found = [
+                figures(self.bench, self.fitted, setting, request, reference)
+                for request, reference in zip(self.requests, self.references, strict=True)
+            ]
+            self.known[key] = [round(fmean(each[name] for each in found), 5) for name in ("cost", "psnr")]
+            lines = (f"{json.dumps(each)}: {json.dumps(found)}" for each, found in self.known.items())
+            write_text(self.path, "{\n" + ",\n".join(lines) + "\n}\n")
+        cost, psnr = self.known[key]
+        return cost, psnr
+
+    def everything(self, family: Family) -> Tried:
+        """All that is tried of a family."""
+        if family.threshold is None:
+            return [(knobs, *self.try_(family, knobs)) for knobs in family.variants]
+        name, low, high = family.threshold
+        tried: Tried = []
+        for knobs in family.variants:
+
+            def at(value: float, knobs: Knobs = knobs) -> float:
+                whole = {**knobs, name: value}
+                cost, psnr = self.try_(family, whole)
+                tried.append((whole, cost, psnr))
+                return cost
+
+            search(at, low, high)
+        return tried
+
+
+def search(cost_at: Callable[[float], float], low: float, high: float) -> None:
+    """Ask for the costs of thresholds until every target has one near, where costs fall as thresholds grow."""
+    ratio = (high / low) ** (1 / (FIRST_LOOK - 1))
+    known = {value: cost_at(value) for value in (float(f"{low * ratio**i:.4g}") for i in range(FIRST_LOOK))}
+    for target in TARGETS:
+        for _ in range(REFINEMENTS):
+            if min(abs(cost - target) for cost in known.values()) <= NEAR / 4:
+                break
+            above = [value for value, cost in known.items() if cost > target]
+            below = [value for value, cost in known.items() if cost < target]
+            if not above or not below or max(above) >= min(below):
+                break
+            value = float(f"{math.sqrt(max(above) * min(below)):.4g}")
+            if value in known:
+                break
+            known[value] = cost_at(value)
+
+
+def chosen(family: Family, tried: Tried) -> Iterator[Setting]:
+    """The best setting near each cost, and the default."""
+    for target in TARGETS:
+        near = [(psnr, knobs) for knobs, cost, psnr in tried if abs(cost - target) <= NEAR + 1e-9]
+        if near:
+            yield Setting(family.name, family.method, str(target), max(near, key=lambda each: each[0])[1])
+    if family.default is not None:
+        yield Setting(family.name, family.method, DEFAULT, family.default)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tuning", type=Path, default=Path(__file__).with_name("tuning.json"))
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    tuner = Tuner(Bench("bf16"), options.tuning)
+    found = [(family, tuner.everything(family)) for family in tqdm(FAMILIES, unit="family")]
+    write_settings([setting for family, tried in found for setting in chosen(family, tried)])
+
+
+if __name__ == "__main__":
+    main()
