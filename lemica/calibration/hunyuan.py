@@ -1,4 +1,4 @@
-"""HunyuanVideo-1.5 with the kit: which model to calibrate, how it is loaded, and what denoises one sample.
+"""HunyuanVideo-1.5 with the kit: which model to calibrate or evaluate, how it is loaded, what denoises one sample.
 
 This runs in the folder of a HunyuanVideo-1.5 tree with the kit in it. hyvideo and torch are imported when they are
 needed, so that the options can be listed without them.
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from lemica.masks import Target
 
 NEEDS_A_TREE = (
-    "calibrate runs in a HunyuanVideo-1.5 tree with the kit in it ({}): type KIT/scripts/install.sh TREE && cd TREE, "
-    "then lemica calibrate again"
+    "{command} runs in a HunyuanVideo-1.5 tree with the kit in it ({found}): type KIT/scripts/install.sh TREE && "
+    "cd TREE, then lemica {command} again"
 )
 
 
@@ -81,16 +81,16 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 MEMORY_OPTIONS = ("offloading", "group_offloading", "overlap_group_offloading")
 
 
-def import_kit():
+def import_kit(command: str = "calibrate"):
     """The kit's pipeline module, from the current folder if that is a tree; raises Refused where there is none."""
     if Path("hyvideo").is_dir():
         sys.path.insert(0, os.getcwd())
     try:
         from hyvideo.pipelines import hunyuan_video_pipeline
     except ModuleNotFoundError as error:
-        raise Refused(NEEDS_A_TREE.format(error)) from error
+        raise Refused(NEEDS_A_TREE.format(command=command, found=error)) from error
     if not hasattr(hunyuan_video_pipeline, "StepCache"):
-        raise Refused(NEEDS_A_TREE.format("this one has upstream's pipeline"))
+        raise Refused(NEEDS_A_TREE.format(command=command, found="this one has upstream's pipeline"))
     return hunyuan_video_pipeline
 
 
@@ -101,12 +101,13 @@ class HunyuanVideo:
         options: what ``add_model_arguments`` parsed.
         num_steps: denoising steps.
         with_image: whether samples have a first frame, which decides the model.
+        command: what needs it, for refusals.
 
     Raises Refused, before anything is loaded, where there is no kit or no such model.
     """
 
-    def __init__(self, options: argparse.Namespace, num_steps: int, with_image: bool):
-        self.kit, self.options, self.num_steps = import_kit(), options, num_steps
+    def __init__(self, options: argparse.Namespace, num_steps: int, with_image: bool, command: str = "calibrate"):
+        self.kit, self.options, self.num_steps = import_kit(command), options, num_steps
         self.version = self.kit.HunyuanVideo_1_5_Pipeline.get_transformer_version(
             options.resolution,
             "i2v" if with_image else "t2v",
@@ -150,14 +151,21 @@ class HunyuanVideo:
 
         Raises Refused if the sampler does not take the number of steps that was asked for.
         """
-        settings = self.pipeline.resolve_settings(
+        settings = self.settings_of(sample, self.num_steps)
+        if settings.mask.num_steps != self.num_steps:
+            raise Refused(f"the sampler takes {settings.mask.num_steps} steps where {self.num_steps} were asked for")
+        return prepared_run(self.pipeline, settings), self.pipeline.target(settings.scheduler)
+
+    def settings_of(self, sample: Sample, num_steps: int):
+        """The kit's settings of one sample with so many steps; nothing is encoded yet."""
+        return self.pipeline.resolve_settings(
             prompt=sample.prompt,
             negative_prompt=self.options.negative_prompt,
             reference_image=sample.image_path,
             aspect_ratio=self.options.aspect_ratio,
             video_length=self.options.video_length,
             prompt_rewrite=False,
-            num_inference_steps=self.num_steps,
+            num_inference_steps=num_steps,
             guidance_scale=None,
             embedded_guidance_scale=None,
             flow_shift=self.options.flow_shift,
@@ -165,9 +173,22 @@ class HunyuanVideo:
             generator=None,
             options={},
         )
-        if settings.mask.num_steps != self.num_steps:
-            raise Refused(f"the sampler takes {settings.mask.num_steps} steps where {self.num_steps} were asked for")
-        return prepared_run(self.pipeline, settings), self.pipeline.target(settings.scheduler)
+
+    @property
+    def target(self) -> "Target":
+        """What a mask must belong to, known before weights load; of a Hub repository without its config."""
+        from hyvideo.commons.infer_state import Target, changed_model_name, config_digest
+
+        o, kit = self.options, self.kit
+        shift = kit.PIPELINE_CONFIGS[self.version]["flow_shift"] if o.flow_shift is None else o.flow_shift
+        scheduler = kit.HunyuanVideo_1_5_Pipeline._create_scheduler(shift)
+        scheduler.set_timesteps(self.num_steps)
+        return Target(
+            model=changed_model_name(self.version, o.checkpoint_path, o.lora_path),
+            config=config_digest(os.path.join(o.model_path, "transformer", self.version)),
+            sigmas=tuple(scheduler.sigmas.double().tolist()),
+            dtype="bfloat16" if kit.default_device().type == "cuda" else "float32",
+        )
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
@@ -181,8 +202,11 @@ class HunyuanVideo:
                 pipeline.enable_offloading = offloading
 
     @contextmanager
-    def ranks_together(self) -> Iterator[tuple[int, int, "Exchange"]]:
-        """This rank, the number of ranks, and how they exchange values; all ranks leave together."""
+    def ranks_together(self, sp_size: int = 1) -> Iterator[tuple[int, int, "Exchange"]]:
+        """This rank, the number of ranks, and how they exchange values; all ranks leave together.
+
+        Where `sp_size` ranks make a video together they stay connected.
+        """
         from torch import distributed as dist
 
         def exchange(value):
@@ -191,10 +215,10 @@ class HunyuanVideo:
             return values
 
         joined_before = dist.is_initialized()
-        self.kit.initialize_sequence_parallel(sp=1)
+        self.kit.initialize_sequence_parallel(sp=sp_size)
         yield dist.get_rank(), dist.get_world_size(), exchange
         dist.barrier()
-        if not joined_before:
+        if sp_size == 1 and not joined_before:
             dist.destroy_process_group()
 
 

@@ -28,7 +28,7 @@ arXiv 2511.00090).
 
 calibrate measures a model's error graph, plan finds the best mask for a budget in it, show prints both. A mask belongs
 to a model, a number of steps and a sampler: calibrate with those that you generate with. export prints what makes
-another engine obey a mask. evaluate measures what masks cost and gain on a diffusers pipeline, compare what caching
+another engine obey a mask. evaluate measures what masks cost and gain on a model, compare what caching
 cost a video, and report makes a page on which the videos of all budgets play in step.
 """
 EXAMPLES = """\

@@ -1,1 +1,1 @@
-"""What caching cost a video: metrics.py measures two videos, compare.py puts several into a table."""
+"""What caching costs: compare.py puts videos into a table, evaluate.py makes them itself, metrics.py measures both."""

@@ -1,12 +1,20 @@
-"""What an evaluation found: a row per method, as a table and as a document. Standard library only."""
+"""What an evaluation found: a row per method, and the same as a document. Standard library only."""
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-_HEAD = ("method", "computed steps", "PSNR, dB (worst)", "SSIM", "over fewer steps, dB", "seconds", "speed-up")
+from lemica.quality.table import markdown
+
+
+@dataclass(frozen=True)
+class Request:
+    """A sample in words: what the page and the document call it."""
+
+    prompt: str
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -19,6 +27,9 @@ class Measured:
         seconds: of the whole call, with encoding and decoding.
         steps: steps on which the denoiser ran.
         fallbacks: denoiser calls that were computed though the mask reuses: what they needed was not kept.
+        lpips: against the same, mean over frames; None where it is not installed.
+        dit_seconds: of the denoising loop alone; None where the model cannot tell.
+        video: the file that was saved, as a path from the evaluation's folder; None where none was.
     """
 
     psnr: float
@@ -26,6 +37,9 @@ class Measured:
     seconds: float
     steps: int
     fallbacks: int = 0
+    lpips: float | None = None
+    dit_seconds: float | None = None
+    video: str | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,9 @@ class Row:
         seconds: of a call, mean over samples.
         speedup: how much longer a call without a cache takes.
         samples: what the means are of.
+        psnr_error: standard error of `psnr`; None of one sample.
+        lpips: mean over samples; None where one has none.
+        dit_seconds, dit_speedup: as `seconds` and `speedup`, of the denoising loop; None where one sample has none.
     """
 
     method: str
@@ -55,6 +72,10 @@ class Row:
     seconds: float
     speedup: float
     samples: tuple[Measured, ...]
+    psnr_error: float | None = None
+    lpips: float | None = None
+    dit_seconds: float | None = None
+    dit_speedup: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,19 +87,30 @@ class Evaluation:
         model: what the figures are of: pipeline, digest of its config, sampler, arithmetic, device.
         software: versions by package.
         notes: what to know about single rows.
+        requests: the samples in words, in the order of each row's.
     """
 
     rows: tuple[Row, ...]
     model: Mapping[str, Any]
     software: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    requests: tuple[Request, ...] = ()
+
+    @property
+    def table(self) -> str:
+        """The rows, in Markdown."""
+        return "\n".join(markdown(self.rows))
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """What stands below the table: notes, what was measured, and with which versions."""
+        count = len(self.rows[0].samples)
+        facts = ", ".join(f"{name} {value}" for name, value in self.model.items())
+        versions = ", ".join(f"{name} {version}" for name, version in self.software.items())
+        return *self.notes, f"{count} sample{'s' * (count > 1)}; {facts}", versions
 
     def __str__(self) -> str:
-        count = len(self.rows[0].samples)
-        facts = (f"{name} {value}" for name, value in self.model.items())
-        versions = (f"{name} {version}" for name, version in self.software.items())
-        samples = f"{count} sample{'s' * (count > 1)}"
-        return "\n".join([*_table(self.rows), "", *self.notes, f"{samples}; {', '.join(facts)}", ", ".join(versions)])
+        return "\n".join([self.table, "", *self.facts])
 
 
 def row_of(method: str, samples: Sequence[Measured], rival: Sequence[Measured], uncached: Sequence[Measured]) -> Row:
@@ -90,26 +122,39 @@ def row_of(method: str, samples: Sequence[Measured], rival: Sequence[Measured], 
         rival: what sampling with as few steps gave on the same samples; empty where it was not measured.
         uncached: what no cache gave on them.
     """
-    gains = [own.psnr - its.psnr for own, its in zip(samples, rival, strict=False)]
-    finite = [gain for gain in gains if math.isfinite(gain)]
+    gains = _finite([own.psnr - its.psnr for own, its in zip(samples, rival, strict=False)])
+    psnrs = _finite([sample.psnr for sample in samples])
     seconds = statistics.fmean(sample.seconds for sample in samples)
+    dit_seconds, uncached_dit = (_mean([each.dit_seconds for each in all_of]) for all_of in (samples, uncached))
     return Row(
         method,
         statistics.fmean(sample.steps for sample in samples),
-        _mean_psnr([sample.psnr for sample in samples]),
+        statistics.fmean(psnrs) if psnrs else math.inf,
         min(sample.psnr for sample in samples),
         statistics.fmean(sample.ssim for sample in samples),
-        statistics.fmean(finite) if finite else None,
-        statistics.stdev(finite) / math.sqrt(len(finite)) if len(finite) > 1 else None,
+        statistics.fmean(gains) if gains else None,
+        _standard_error(gains),
         seconds,
         statistics.fmean(sample.seconds for sample in uncached) / seconds,
         tuple(samples),
+        psnr_error=_standard_error(psnrs),
+        lpips=_mean([sample.lpips for sample in samples]),
+        dit_seconds=dit_seconds,
+        dit_speedup=None if None in (dit_seconds, uncached_dit) else uncached_dit / dit_seconds,
     )
 
 
-def _mean_psnr(values: Sequence[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return statistics.fmean(finite) if finite else math.inf
+def _finite(values: Sequence[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    return None if None in values else statistics.fmean(values)
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    """Standard error of the mean."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def document(evaluation: Evaluation) -> dict[str, Any]:
@@ -119,7 +164,8 @@ def document(evaluation: Evaluation) -> dict[str, Any]:
         for row in evaluation.rows
     ]
     facts = {"model": dict(evaluation.model), "software": dict(evaluation.software), "notes": list(evaluation.notes)}
-    return {"format": "lemica-evaluation/1", **facts, "rows": rows}
+    requests = [asdict(request) for request in evaluation.requests]
+    return {"format": "lemica-evaluation/1", **facts, "requests": requests, "rows": rows}
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,27 +175,3 @@ def finite(values: Mapping[str, Any]) -> dict[str, Any]:
     {'psnr': None, 'ssim': 1.0}
     """
     return {name: None if value == math.inf else value for name, value in values.items()}
-
-
-def _table(rows: Sequence[Row]) -> Iterator[str]:
-    """Markdown with padded columns."""
-    cells = [_HEAD, *(_cells(row, is_uncached=number == 0) for number, row in enumerate(rows))]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for number, line in enumerate(cells):
-        name, *figures = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        yield f"| {' | '.join([name.strip().ljust(widths[0]), *figures])} |"
-        if number == 0:
-            first, *others = ("-" * width for width in widths)
-            yield f"| {first} | {' | '.join(f'{dashes[1:]}:' for dashes in others)} |"
-
-
-def _cells(row: Row, is_uncached: bool) -> tuple[str, ...]:
-    quality = ("", "") if is_uncached else (_psnr(row), f"{row.ssim:.4f}")
-    gain = "" if row.gain is None else f"{row.gain:+.2f}"
-    if row.gain_error is not None:
-        gain += f" ± {row.gain_error:.2f}"
-    return row.method, f"{row.steps:g}", *quality, gain, f"{row.seconds:.2f}", f"{row.speedup:.2f}x"
-
-
-def _psnr(row: Row) -> str:
-    return "equal" if row.psnr == math.inf else f"{row.psnr:.2f} ({row.worst_psnr:.2f})"

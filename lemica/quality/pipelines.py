@@ -10,34 +10,40 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from lemica.calibration.locks import Exchange
 from lemica.calibration.pipelines import PipelineModel, quiet
 from lemica.errors import Refused, refusing
 from lemica.masks import Mask, StepMask, hold, mask_of
-from lemica.quality.evaluate import Made, Method, Tried
+from lemica.quality.evaluation import Request
+from lemica.quality.models import Made, Method, Tried
+from lemica.quality.noise import moved
+from lemica.quality.wanted import Wanted, masks_of
 from lemica.reuse.cache import RunRecord, StepReuse, fitting
 from lemica.reuse.hook import intercepted
 from lemica.reuse.identity import denoisers_of, target_of
 from lemica.reuse.others import refuse_other_caches
 from lemica.reuse.pipelines import enable
+from lemica.reuse.sampler import is_euler, noise_levels
 from lemica.reuse.watch import owner_of, unwatch, watch
 
-# How far the noise floor moves the initial noise; less than half of the last bit of a number would move nothing.
-NOISE_CHANGE = 1e-5
 # What an evaluation says itself in every call, and what it would have to say instead.
 _OWN_ARGUMENTS = {"generator": "a seed", "num_inference_steps": "num_inference_steps to the evaluation"}
 # With these a call has its own steps, however many are asked for.
 _OWN_STEPS = ("sigmas", "timesteps")
+_NO_FLOOR = "no noise floor: the pipeline has no prepare_latents, whose result is what would be moved"
 
 Choose = Callable[[Any], Mask]
 
 
 class PipelineCalls:
-    """A pipeline whose calls are what is evaluated (``lemica.quality.evaluate.Model``).
+    """A pipeline whose calls are what is evaluated (``lemica.quality.models.Model``).
 
     Args:
         pipe: the diffusers pipeline.
         num_inference_steps: as in its call.
     """
+
+    group_size = 1
 
     def __init__(self, pipe: Any, num_inference_steps: int):
         self.pipe, self.num_inference_steps = pipe, num_inference_steps
@@ -46,6 +52,14 @@ class PipelineCalls:
             raise Refused("LeMiCa is enabled on this pipeline: call lemica.disable(pipe) first")
         with refusing(ValueError):
             refuse_other_caches(denoisers_of(pipe))
+
+    def ranks_together(self) -> AbstractContextManager[tuple[int, int, Exchange]]:
+        """This rank, the number of ranks, and how they exchange values; from then on each works alone."""
+        return PipelineModel(self.pipe, self.num_inference_steps).ranks_together()
+
+    def share(self, value: Any) -> Any:
+        """Its own: each rank makes samples alone."""
+        return value
 
     def ready(self) -> AbstractContextManager:
         """Around all calls: no progress bar for each."""
@@ -69,8 +83,16 @@ class PipelineCalls:
             "device": _device_name(self.pipe),
         }
 
-    def refuse(self, sample: Mapping[str, Any], fewer_steps: bool) -> None:
+    def request(self, sample: Mapping[str, Any]) -> Request:
+        """The prompt and the seed of a call."""
+        return Request(str(sample.get("prompt", "")), sample.get("seed", 0))
+
+    def refuse(self, samples: Sequence[Mapping[str, Any]], wanted: Mapping[str, Wanted], fewer_steps: bool) -> None:
         """Raises Refused for a sample that the pipeline's call would not take as an evaluation makes it."""
+        for sample in samples:
+            self._refuse(sample, fewer_steps)
+
+    def _refuse(self, sample: Mapping[str, Any], fewer_steps: bool) -> None:
         for name, instead in _OWN_ARGUMENTS.items():
             if name in sample:
                 raise Refused(f"a sample has {name}: leave it out, and give {instead}")
@@ -82,7 +104,7 @@ class PipelineCalls:
         if fewer_steps and own_steps:
             raise Refused(f"a sample has {own_steps[0]}, with which there are no fewer steps: leave fewer_steps out")
 
-    def try_out(self, sample: Mapping[str, Any], wanted: Mapping[str, Mask | int]) -> Tried:
+    def try_out(self, sample: Mapping[str, Any], wanted: Mapping[str, Wanted]) -> Tried:
         """One call that computes the first and the last step only, and what it tells.
 
         Args:
@@ -101,11 +123,13 @@ class PipelineCalls:
 
         with _noise_moved(self.pipe) as moves:
             _, _, record = self._run(sample, self.num_inference_steps, ends)
-        masks = {}
-        for name, choose in choosers.items():
-            with refusing(ValueError, hint=f" ({name})"):
-                masks[name] = choose(seen[-1])
-        return Tried(record.mask.num_steps, masks, can_move_noise=bool(moves))
+        masks, notes = masks_of(wanted, lambda name: choosers[name](seen[-1]))
+        if not moves:
+            notes.append(_NO_FLOOR)
+        return Tried(record.mask.num_steps, masks, can_move_noise=bool(moves), notes=tuple(notes))
+
+    def warm_up(self, sample: Mapping[str, Any]) -> None:
+        """The call that looked for the masks was it."""
 
     def make(self, sample: Mapping[str, Any], method: Method) -> Made:
         """The decoded result of one call."""
@@ -118,11 +142,15 @@ class PipelineCalls:
             frames, seconds, record = self._run(sample, method.num_inference_steps, choose)
         return Made(frames, seconds, sum(map(any, record.calls)), len(record.fallbacks))
 
-    def _chooser(self, wanted: Mask | int) -> Choose:
-        """What ``lemica.enable`` takes the mask of a run from."""
-        what = {"budget": wanted} if isinstance(wanted, int) else {"mask": wanted}
-        with refusing(ValueError), enable(self.pipe, **what) as acceleration:
-            return acceleration.reuse.choose
+    def _chooser(self, wanted: Wanted) -> Choose:
+        """What ``lemica.enable`` takes the mask of a run from, and what becomes of it."""
+        with refusing(ValueError), enable(self.pipe, **wanted.for_enable) as acceleration:
+            choose = acceleration.reuse.choose
+
+        def chosen(scheduler: Any) -> Mask:
+            return wanted.carried_on(choose(scheduler), noise_levels(scheduler), is_euler(scheduler))
+
+        return chosen
 
     def _run(
         self, sample: Mapping[str, Any], num_inference_steps: int, choose: Choose
@@ -182,18 +210,6 @@ def _noise_moved(pipe: Any) -> Iterator[list[bool]]:
         yield moves
     finally:
         unwatch(pipe)
-
-
-def moved(latents: torch.Tensor) -> torch.Tensor:
-    """Every number up or down by 1e-5 of itself, or by its last bit where it has no smaller one.
-
-    >>> moved(torch.ones(2, dtype=torch.float64))
-    tensor([1.0000, 1.0000], dtype=torch.float64)
-    """
-    change = max(NOISE_CHANGE, torch.finfo(latents.dtype).eps / 2)
-    signs = torch.randint(0, 2, latents.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
-    return (wide * (1 + change * signs.to(wide))).to(latents.dtype)
 
 
 def _held(steps: StepMask) -> Mask:

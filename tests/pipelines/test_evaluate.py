@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import diffusers
@@ -12,11 +13,16 @@ from tiny import TEXT, TOKENS, make, noise, picture
 from whole import save_whole_pipeline
 
 import lemica
+from lemica.calibration.locks import Lock
 from lemica.cli.main import main
 from lemica.errors import Refused
 from lemica.masks import Mask, hold, mask_of, write_mask
-from lemica.quality.metrics import psnr, ssim
-from lemica.quality.pipelines import PipelineCalls, frames_of, moved
+from lemica.quality import work
+from lemica.quality.costs import Pace, cost
+from lemica.quality.metrics import psnr, shape, ssim
+from lemica.quality.models import Made, Method
+from lemica.quality.noise import moved
+from lemica.quality.pipelines import PipelineCalls, frames_of
 from lemica.reuse.identity import target_of
 
 STEPS = 8
@@ -111,6 +117,7 @@ def test_a_row_has_mean_worst_and_the_gain_over_as_many_steps_without_a_cache(pi
     gains = np.subtract(mine, fewer)
     row = rows["mine"]
     assert (row.psnr, row.worst_psnr) == pytest.approx((np.mean(mine), min(mine)))
+    assert row.psnr_error == pytest.approx(np.std(mine, ddof=1) / math.sqrt(2))
     assert (row.gain, row.gain_error) == pytest.approx((gains.mean(), gains.std(ddof=1) / math.sqrt(2)))
     assert rows["no cache"].psnr == math.inf and rows["fewer steps (4)"].gain is None
     assert row.speedup == pytest.approx(rows["no cache"].seconds / row.seconds)
@@ -124,13 +131,64 @@ def test_a_mask_that_computes_every_step_equals_no_cache(pipe):
 
 
 def test_the_table_says_what_was_measured_and_where_masks_come_from(pipe):
-    text = str(evaluate(pipe))
+    evaluation = evaluate(pipe)
+    text, rows = str(evaluation), rows_by_name(evaluation)
+    mine = rows["mine"]
+    assert f" {mine.psnr:.2f} ± {mine.psnr_error:.2f} ({mine.worst_psnr:.2f}) |" in text
+    # A pipeline does not tell how long its loop takes.
+    assert "DiT" not in text and mine.dit_seconds is None
     target = target_of(pipe)
     assert f"2 samples; pipeline StableDiffusionPipeline, DDIMScheduler, config {target.config}" in text
     assert f"diffusers {diffusers.__version__}" in text and "dtype float32, device cpu" in text
     assert "mine: hand\n" in text
     assert "budget 5: derived from the LeMiCa authors' masks for HunyuanVideo-1.5: none are known" in text
     assert len({len(line) for line in text.splitlines() if line.startswith("|")}) == 1
+
+
+def test_lpips_is_measured_where_it_is_installed_and_else_said_how_to_get_it(pipe, monkeypatch):
+    monkeypatch.setattr(work, "load_lpips", lambda: lambda reference, cached: float(abs(reference - cached).mean()))
+    evaluation = evaluate(pipe, SAMPLES[:1])
+    (sample,) = rows_by_name(evaluation)["mine"].samples
+    assert rows_by_name(evaluation)["mine"].lpips == sample.lpips > 0
+    assert f" {sample.lpips:.4f} |" in str(evaluation) and "no LPIPS" not in str(evaluation)
+    monkeypatch.setattr(work, "load_lpips", lambda: None)
+    without = evaluate(pipe, SAMPLES[:1])
+    assert rows_by_name(without)["mine"].lpips is None and "LPIPS |" not in str(without)
+    assert "no LPIPS: pip install --no-deps lpips" in str(without)
+
+
+def test_a_budget_has_a_row_for_every_spacing_and_rule(pipe):
+    rules = ("hold", "taylor-step")
+    evaluation = evaluate(
+        pipe, SAMPLES[:1], {}, fewer_steps=False, spacings=("released", "uniform"), rules=rules, budgets=(5, 4)
+    )
+    names = [
+        f"budget {budget}{spacing}, velocity + {rule}"
+        for budget in (5, 4)
+        for spacing in ("", ", uniform")
+        for rule in rules
+    ]
+    assert [row.method for row in evaluation.rows] == ["no cache", *names, "noise floor"]
+    assert evaluation.rows[1].psnr != evaluation.rows[2].psnr
+
+
+def test_uniform_steps_are_those_that_enable_gives(pipe):
+    rows = rows_by_name(evaluate(pipe, SAMPLES[:1], {}, fewer_steps=False, spacings=("uniform",)))
+    with lemica.enable(pipe, budget=5, spacing="uniform"):
+        made = frames(pipe, SAMPLES[0])
+    assert rows["budget 5, uniform"].psnr == pytest.approx(psnr(frames(pipe, SAMPLES[0])[0], made[0]))
+
+
+def test_a_rule_that_would_go_too_far_is_left_out_with_a_note(pipe):
+    options = {"num_inference_steps": 20, "fewer_steps": False}
+    evaluation = evaluate(pipe, SAMPLES[:1], {}, [12, 10], rules=("taylor-step",), **options)
+    assert [row.method for row in evaluation.rows] == ["no cache", "budget 12, velocity + taylor-step", "noise floor"]
+    told = (
+        "budget 10, velocity + taylor-step: left out, for taylor-step would go too far over the long gaps of 10 of 20"
+    )
+    assert told in str(evaluation)
+    with pytest.raises(Refused, match=f"nothing to evaluate; {re.escape(told)} steps: give another of --rules, or"):
+        evaluate(pipe, SAMPLES[:1], {}, [10], rules=("taylor-step",), **options)
 
 
 def test_a_sampler_of_second_order_is_asked_for_as_few_of_its_own_steps(pipe):
@@ -241,6 +299,72 @@ def test_a_file_that_the_disk_has_spoilt_is_made_again(pipe, tmp_path, monkeypat
     evaluate(pipe, SAMPLES[:1], output=tmp_path)
     assert makes.methods == ["no cache", "noise floor"]
     assert f"{spoilt} cannot be read: that run is made again" in capsys.readouterr().err
+
+
+def test_results_from_before_videos_and_lpips_are_gone_on_with(pipe, tmp_path, monkeypatch):
+    first = evaluate(pipe, SAMPLES[:1], output=tmp_path)
+    for path in (tmp_path / "samples").glob("sample*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        old = {name: content[name] for name in ("method", "psnr", "ssim", "seconds", "steps", "fallbacks")}
+        path.write_text(json.dumps(old), encoding="utf-8")
+    makes = Makes(monkeypatch)
+    assert evaluate(pipe, SAMPLES[:1], output=tmp_path) == first
+    assert makes.methods == []
+
+
+# Several ranks: the folder says who makes what.
+
+
+def test_a_sample_that_another_rank_is_making_is_left_to_it(pipe, tmp_path, monkeypatch):
+    lock = Lock(tmp_path / "locks" / "samples" / "0.lock")
+    makes = Makes(monkeypatch)
+    with pytest.raises(Refused, match="ranks are gone before their work was done, 1 of 2 samples: type the same comm"):
+        evaluate(pipe, output=tmp_path)
+    assert makes.methods == ROWS
+    assert {path.name.partition(".")[0] for path in (tmp_path / "samples").glob("sample*")} == {"sample1"}
+    lock.release()
+    assert list(rows_by_name(evaluate(pipe, output=tmp_path))) == ROWS
+    assert not (tmp_path / "locks").exists()
+
+
+def test_a_second_evaluation_of_a_folder_is_refused(pipe, tmp_path, monkeypatch):
+    lock = Lock(tmp_path / "locks" / "rank0.lock")
+    makes = Makes(monkeypatch)
+    with pytest.raises(
+        Refused, match=r"another lemica evaluate is at work on .* \(process \d+ on .*\): wait for its tab"
+    ):
+        evaluate(pipe, output=tmp_path)
+    lock.release()
+    assert makes.methods == []
+
+
+# Costs.
+
+
+def test_the_cost_says_who_shares_it():
+    whole, half = Method("no cache", 50, 50), Method("mine", 50, 25)
+    assert cost([whole, half], [[whole, half], [half], []], groups=4) == (
+        "2 runs per sample, as long as 1.5 uncached ones: no cache, mine; 6 for 3 samples, 3 of them done, "
+        "shared by 4 groups of ranks"
+    )
+
+
+@pytest.mark.parametrize(
+    ("dit_seconds", "line"),
+    [
+        # Of 21 samples 20 are left: 1500 steps of 2 s, and 40 runs of 20 s for decoding and 30 s for measuring.
+        ((100.0, 50.0), "about 42 minutes to go: 2.00 s per computed step, and 50.0 s per run"),
+        ((None, None), "about 40 minutes to go: 2.40 s per computed step, and 30.0 s per run"),
+    ],
+)
+def test_after_the_first_result_it_is_said_how_long_the_rest_takes(dit_seconds, line):
+    said = []
+    pace = Pace([Method("no cache", 50, 50), Method("mine", 50, 25)] * 21, groups=2, say=said.append)
+    pace.note(Made(np.zeros(()), 120.0, 50, dit_seconds=dit_seconds[0]), 1.0)
+    assert said == []
+    pace.note(Made(np.zeros(()), 70.0, 25, dit_seconds=dit_seconds[1]), 30.0)
+    pace.note(Made(np.zeros(()), 70.0, 25, dit_seconds=dit_seconds[1]), 30.0)
+    assert said == [f"{line} for decoding and measuring"]
 
 
 def test_results_of_other_settings_are_not_gone_on_with(pipe, tmp_path):
@@ -390,8 +514,18 @@ def test_what_is_wrong_with_the_command_is_said_in_one_line(arguments, capsys, c
     assert error.startswith("lemica evaluate: error: ") and message in error
 
 
-def test_the_command_is_one_process(arguments, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_videos_and_the_page_are_kept_where_they_are_asked_for(arguments, tmp_path, capsys):
+    main([*arguments, "--save_videos"])
+    assert "evaluation: table.md, evaluate.json, report.html\n" in capsys.readouterr().out
+    document = json.loads((tmp_path / "evaluation" / "evaluate.json").read_text(encoding="utf-8"))
+    videos = [tmp_path / "evaluation" / sample["video"] for row in document["rows"] for sample in row["samples"]]
+    assert len(set(videos)) == 12 and all(shape(video) == (1, 32, 32) for video in videos)
+    assert videos[0].parent.name == "000_a_red_circle_seed0"
+    page = (tmp_path / "evaluation" / "report.html").read_text(encoding="utf-8")
+    assert all(prompt in page for prompt in PROMPTS)
+
+
+def test_options_of_the_kit_are_refused(arguments, capsys):
     with pytest.raises(SystemExit):
-        main(arguments)
-    assert "lemica evaluate is one process: type it without torchrun" in capsys.readouterr().err
+        main([*arguments, "--flow_shift", "3"])
+    assert "--flow_shift is of HunyuanVideo-1.5 with the kit: leave it out" in capsys.readouterr().err
