@@ -28,6 +28,7 @@ import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -61,6 +62,9 @@ FRAMES_PER_SECOND = 24
 SECONDS_FOR_FIRST_RANK = 5
 SECONDS_FOR_ANOTHER_RUN = 5
 SECONDS_BETWEEN_LOOKS = 1
+TIME_TO_ANSWER = datetime.timedelta(minutes=10)
+# Of the real model 14 MB each, in CPU memory.
+ENCODED_AHEAD = 256
 # Where imageio's default, H.264, does not fit the container.
 CODECS = {".webm": {"codec": "libvpx-vp9"}}
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".gif")
@@ -103,6 +107,7 @@ OUTWARD_FLAGS = (
     "overlap_group_offloading",
     "save_generation_config",
 )
+NAME = r"(?!.*_before_sr$)[^/\\\x00-\x1f.][^/\\\x00-\x1f]{0,99}"
 SHARED_MODEL_FILES = (
     "vae/config.json",
     "scheduler/scheduler_config.json",
@@ -261,6 +266,11 @@ class Request:
     def path(self) -> Path:
         return output_path(self.args)
 
+    @cached_property
+    def digest(self) -> str:
+        """What tells it from others, once it is checked."""
+        return digest_of(self.args)
+
 
 def parse_arguments(arguments: list[str] | None = None) -> tuple[argparse.Namespace, InferState]:
     """The one video that --prompt asks for; anything wrong ends the program with exit status 2."""
@@ -275,7 +285,7 @@ def parse_requests(arguments: list[str] | None = None) -> list[Request]:
     args = parser.parse_args(words)
     try:
         requests = [request_of(args)] if args.prompts is None else requests_of_lines(parser, words, args)
-        for check in (check_speed, check_files, check_model, check_ranks):
+        for check in (check_speed, check_files, check_ranks, check_model):
             check(requests[0].args)
         for request in requests:
             check_line(request)
@@ -314,19 +324,21 @@ def requests_of_lines(parser: argparse.ArgumentParser, words: list[str], args: a
     lines = read_lines(path)
     requests: dict[Path, Request] = {}
     for index, (line, content) in enumerate(lines):
-        name = content.pop("name", None)
+        name = str(content.pop("name", "")).strip()
         # Errors of argparse name the line, too.
         parser.prog = f"{program}: {line}"
         own = parser.parse_args([*shared, *(f"--{flag}={_word(value)}" for flag, value in content.items())])
         parser.prog = program
         own.prompts = args.prompts
-        if content.get("enable_cache") is False:
+        if "enable_cache" in content and not own.enable_cache:
             # What the command says of step caching is not for this line.
             vars(own).update({name: None for name in CACHE_FLAGS if name not in content})
         try:
             request = request_of(own, line)
         except ValueError as error:
             raise ValueError(f"{line}: {error}") from error
+        if own.seed == -1 and not name:
+            raise ValueError(f"{line}: with --seed -1, which draws one, a line needs a name")
         digits = max(4, len(str(len(lines) - 1)))
         folder = args.output_path or f"./outputs/{path.stem}_{version_of(own)}"
         own.output_path = str(Path(folder, f"{name or f'{index:0{digits}}_seed{own.seed}'}.mp4"))
@@ -364,12 +376,14 @@ def read_lines(path: Path) -> list[tuple[str, dict]]:
 
 
 def _line(line: str, place: str) -> dict:
-    if not line.startswith("{"):
+    if not line.startswith(("{", "[{")):
         return {"prompt": line}
     try:
         content = json.loads(line)
     except ValueError as error:
         raise ValueError(f"{place} is no JSON object: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{place} is no JSON object: write one object per line")
     for name, value in content.items():
         if name not in (*LINE_FLAGS, "name"):
             raise ValueError(f"{place} has {name!r}: a line may have {', '.join(LINE_FLAGS)}, name")
@@ -377,8 +391,11 @@ def _line(line: str, place: str) -> dict:
             raise ValueError(f"{place}: {name} must be a text, a number, true or false")
     if not content.get("prompt"):
         raise ValueError(f"{place} has no prompt")
-    if "name" in content and not re.fullmatch(r"[^/\\\0]*[^/\\\0.][^/\\\0]*", str(content["name"])):
-        raise ValueError(f"{place}: name {content['name']!r} is no name of a file")
+    # Not one that another video's copy from before super-resolution would have.
+    if "name" in content and not re.fullmatch(NAME, str(content["name"]).strip()):
+        raise ValueError(
+            f"{place}: name {content['name']!r:.60} is no name of a video: use up to 100 letters and digits"
+        )
     return content
 
 
@@ -448,7 +465,9 @@ def check_request(args: argparse.Namespace) -> None:
 
 def ranks_of_a_video(args: argparse.Namespace) -> int:
     """How many ranks share one video: where there is one all of them, and of many each rank makes its own."""
-    return args.sp_size or (int(os.environ.get("WORLD_SIZE", "1")) if args.prompts is None else 1)
+    if args.sp_size is not None:
+        return args.sp_size
+    return int(os.environ.get("WORLD_SIZE", "1")) if args.prompts is None else 1
 
 
 def check_ranks(args: argparse.Namespace) -> None:
@@ -683,155 +702,236 @@ def save(args: argparse.Namespace, out, files: "RunFiles") -> None:
 
 
 def generate_many(requests: list[Request]) -> bool:
-    """Load once, and make what nobody has made yet; whether this rank's group has made all that it tried.
+    """Load once, and make what nobody has made yet; whether all is made that this rank's group has tried.
 
     A request that fails is written down and the rest goes on. Files are written while the next video is made.
     """
-    from hyvideo.commons.parallel_states import get_parallel_state
-
-    first, group = requests[0], get_parallel_state()
+    first, group, claims = requests[0], Group(), Claims(requests)
     warn_of_choices(first.args)
-    claims = Claims(requests)
-    pipe = load_pipeline(first.args, first.state)
-    if pipe.enable_offloading and not first.args.rewrite:
-        pipe.encode_ahead([(request.args.prompt, request.args.negative_prompt) for request in requests])
-    with ThreadPoolExecutor(max_workers=1) as writer:
-        written = None
-        while (request := next_request(claims, group)) is not None:
+    # Ranks of a group may see the folder at different times: what the first one finds is so for all.
+    left = group.share([request.path for request in requests if not claims.is_settled(request)])
+    if left:
+        pipe = load_pipeline(first.args, first.state)
+        if pipe.enable_offloading and not first.args.rewrite:
+            texts = [(each.args.prompt, each.args.negative_prompt) for each in requests if each.path in left]
             try:
-                pipe.change_infer_state(request.state)
-                out = make_video(pipe, request.args)
+                pipe.encode_ahead(texts[:ENCODED_AHEAD])
             except Exception as error:
-                if group.sp_rank == 0:
-                    claims.fail(request, error)
-                release_memory()
-                continue
-            if group.sp_rank == 0:
-                # One video waits for its file at most: at 720p it takes 1.3 GB.
-                if written is not None:
-                    written.result()
-                written = writer.submit(claims.finish, request, out)
-        if written is not None:
-            written.result()
-    if group.sp_rank == 0:
-        claims.tell()
-    return not claims.failed
+                # What cannot be encoded fails at its turn.
+                say(f"prompts are encoded one by one: {error}", error=True)
+        with Writer(claims) as writer:
+            while (request := group.share(claims.take() if group.is_first else None)) is not None:
+                make_one(pipe, request, group, claims, writer)
+    return claims.tell() if group.is_first else True
 
 
-def next_request(claims: "Claims", group) -> Request | None:
-    """What this rank's group makes next; its first rank decides."""
-    if not group.sp_enabled:
-        return claims.take()
-    found = [claims.take() if group.sp_rank == 0 else None]
-    dist.broadcast_object_list(found, src=dist.get_global_rank(group.sp_group, 0), group=group.sp_group)
-    return found[0]
+def make_one(pipe, request: Request, group: "Group", claims: "Claims", writer: "Writer") -> None:
+    """Make a video on all ranks of a group, and on the first one have its files written, or its failure."""
+    out = trouble = None
+    try:
+        pipe.change_infer_state(request.state)
+        out = make_video(pipe, request.args)
+    except Exception as error:
+        # As text: the error itself holds all tensors of the calls that it went through.
+        trouble = "".join(traceback.format_exception(error))
+        say(f"rank {get_rank()}, {request.path}: {' '.join(str(error).split()) or type(error).__name__}", error=True)
+    if trouble:
+        release_memory()
+    troubles = [each for each in group.gather(trouble) if each]
+    if not group.is_first:
+        return
+    if troubles:
+        claims.fail(request, troubles[0])
+    else:
+        writer.write(request, out)
 
 
 def release_memory() -> None:
-    """After a failure, above all of memory: nothing of it stays."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
+class Group:
+    """The ranks that make a video together, and what they tell each other beside the making of it.
+
+    They have a channel of their own for it, so that a rank that fails alone is heard of where others can still hear; if
+    they cannot, as they wait in the middle of a step, the channel's time runs out and this rank ends with an error.
+    """
+
+    def __init__(self):
+        from hyvideo.commons.parallel_states import get_parallel_state
+
+        parallel = get_parallel_state()
+        self.is_first, self.channel = parallel.sp_rank == 0, None
+        if parallel.sp_enabled:
+            self.channel, _ = dist.new_subgroups(parallel.sp, backend="gloo", timeout=TIME_TO_ANSWER)
+
+    def share(self, value):
+        """The first rank's value, on all."""
+        if self.channel is None:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=dist.get_global_rank(self.channel, 0), group=self.channel)
+        return values[0]
+
+    def gather(self, value) -> list:
+        """All ranks' values, on all."""
+        if self.channel is None:
+            return [value]
+        values = [None] * dist.get_world_size(self.channel)
+        dist.all_gather_object(values, value, group=self.channel)
+        return values
+
+
+class Writer:
+    """Writes the files of one video while the next one is made; of a 720p video that waits there are 1.3 GB."""
+
+    def __init__(self, claims: "Claims"):
+        self.claims, self._pool, self._last = claims, ThreadPoolExecutor(max_workers=1), None
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._pool.shutdown(wait=True)
+
+    def write(self, request: Request, out) -> None:
+        if self._last is not None:
+            self._last.result()
+        self._last = self._pool.submit(self.claims.finish, request, out)
+
+
 class Claims:
-    """Who makes which request: whoever holds the lock of its file, which ends with its holder, however that ends.
+    """Who makes which request: whoever holds the lock of its claim, a file, which ends with its holder.
 
     So groups of ranks need not hear of each other: none waits for a slow one, and of one that died the others take what
-    it has left. It takes a disk with file locks that all nodes see; elsewhere all groups are asked to be one.
+    it has left. A group tries a request once; what one has failed to make, others may try. In a claim stands whose
+    request it is, so that files of a run that was interrupted are told from those of another one.
     """
 
     def __init__(self, requests: list[Request]):
-        self.requests, self.began = requests, time.time()
-        self.made: list[Path] = []
-        self.failed: list[Path] = []
-        self._settled: set[Path] = set()
+        self.requests = requests
+        self.made: list[Request] = []
+        self.failed: list[Request] = []
+        self._left = {request.path: request for request in requests}
         self._locks: dict[Path, int] = {}
+        self._files: dict[Path, RunFiles] = {}
+
+    def is_settled(self, request: Request) -> bool:
+        """Whether there is nothing to make: it is made, or its name belongs to another one."""
+        try:
+            return is_made(request)
+        except ValueError:
+            return False
 
     def take(self) -> Request | None:
-        """A request that is not made, has not failed since this run began, and that nobody is at work on."""
-        for request in self.requests:
-            if request.path in self._settled or not self._lock(request.path):
+        """A request that is not made, and that nobody is at work on; its claim is this group's then."""
+        for path, request in list(self._left.items()):
+            if not self._lock(request):
                 continue
+            del self._left[path]
             try:
-                if not (is_made(request) or self._has_failed(request.path)):
+                if not is_made(request):
+                    # What has its names now is not overwritten if it changes until the end.
+                    self._files[path] = RunFiles(path)
                     return request
-                self._release(request.path)
-            except ValueError as error:
-                self.fail(request, error)
+                self._release(request)
+            except (ValueError, OSError) as error:
+                self.fail(request, str(error))
         return None
 
     def finish(self, request: Request, out) -> None:
         """Write the files of a request that was made, and let others see."""
         try:
-            files = RunFiles(request.path)
+            files = self._files.pop(request.path)
             save(request.args, out, files)
             log_report(out.report)
+            if not files.all_saved:
+                raise OSError("not all of its files were saved")
             error_path(request.path).unlink(missing_ok=True)
-            (self.made if files.all_saved else self.failed).append(request.path)
-        finally:
-            self._release(request.path)
+            self.made.append(request)
+            self._release(request)
+        except Exception as error:
+            self.fail(request, "".join(traceback.format_exception(error)))
 
-    def fail(self, request: Request, error: Exception) -> None:
-        """Write down why a request was not made."""
+    def fail(self, request: Request, trouble: str) -> None:
+        """Write down why a request was not made, and let others try."""
         path = error_path(request.path)
         with suppress(OSError):
-            path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        say(
-            f"Not made: {request.path} ({' '.join(str(error).split()) or type(error).__name__}), see {path}", error=True
-        )
-        self.failed.append(request.path)
-        self._release(request.path)
+            path.write_text(trouble, encoding="utf-8")
+        say(f"Not made: {request.path}, see {path}", error=True)
+        self._files.pop(request.path, None)
+        self.failed.append(request)
+        self._release(request)
 
-    def tell(self) -> None:
-        """Say what this group has done; with a failure not before all are done, as torchrun would end the others."""
-        say(f"{len(self.made)} of {len(self.requests)} videos made here, {len(self.failed)} failed")
-        while self.failed and any(self._is_held(request.path) for request in self.requests):
+    def tell(self) -> bool:
+        """Say what this group has done, once nobody is at work, and return whether nothing of it has failed.
+
+        torchrun ends all ranks with the first that fails, and another node's some minutes after the first that is done.
+        """
+        while any(is_locked(claim_path(request.path)) for request in self.requests):
             time.sleep(SECONDS_BETWEEN_LOOKS)
+        failed = [str(request.path) for request in self.failed if not self.is_settled(request)]
+        say(
+            f"{len(self.made)} of {len(self.requests)} videos made here, {len(failed)} failed{': ' if failed else ''}"
+            f"{', '.join(failed)}"
+        )
+        return not failed
 
-    def _has_failed(self, path: Path) -> bool:
-        with suppress(FileNotFoundError):
-            return error_path(path).stat().st_mtime >= self.began
-        return False
-
-    def _lock(self, path: Path) -> bool:
-        """Take the lock of a request, if nobody holds it."""
+    def _lock(self, request: Request) -> bool:
+        """Take the claim of a request, if nobody holds it."""
+        path = claim_path(request.path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(claim_path(path), os.O_RDWR | os.O_CREAT, 0o666)
-        if not try_lock(descriptor):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        # Its last holder may have removed the file between our opening and our locking it.
+        if not try_lock(descriptor) or _identity_of(descriptor) != _identity_of(path):
             os.close(descriptor)
             return False
-        self._locks[path] = descriptor
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, request.digest.encode())
+        self._locks[request.path] = descriptor
         return True
 
-    def _release(self, path: Path) -> None:
-        self._settled.add(path)
+    def _release(self, request: Request) -> None:
+        descriptor = self._locks.pop(request.path)
         with suppress(OSError):
-            claim_path(path).unlink(missing_ok=True)
-        os.close(self._locks.pop(path))
-
-    def _is_held(self, path: Path) -> bool:
-        try:
-            descriptor = os.open(claim_path(path), os.O_RDWR)
-        except FileNotFoundError:
-            return False
-        try:
-            return not try_lock(descriptor)
-        finally:
-            os.close(descriptor)
+            # A video without its config is known by its claim.
+            if beside(request.path, "_config.json").exists() or not request.path.exists():
+                claim_path(request.path).unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def try_lock(descriptor: int) -> bool:
-    """Lock a file, unless somebody else has; where the system or the disk has no locks nobody has."""
+    """Lock a file, unless somebody else has; raises OSError where the disk has no locks."""
     try:
         import fcntl
-
+    except ImportError:
+        # Another system: there is one group of ranks.
+        return True
+    try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except (ImportError, OSError):
-        rank0_log("this disk has no file locks: let only one group of ranks work on the folder", "WARNING")
     return True
+
+
+def is_locked(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        return not try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _identity_of(file: int | Path) -> tuple[int, int] | None:
+    with suppress(FileNotFoundError):
+        found = os.stat(file)
+        return found.st_dev, found.st_ino
+    return None
 
 
 def claim_path(path: Path) -> Path:
@@ -843,20 +943,36 @@ def error_path(path: Path) -> Path:
 
 
 def is_made(request: Request) -> bool:
-    """Whether a request's video is there, whole; raises ValueError where its name has been given to another one."""
-    path = request.path
+    """Whether a request's files are there, whole; raises ValueError where its name belongs to another one."""
+    path, foreign = request.path, f"{request.path} is there already, of {{}}: give another --output_path or name"
     try:
         content = json.loads(beside(path, "_config.json").read_text(encoding="utf-8"))
-        digest, files = content["request_digest"], content["files"]
     except FileNotFoundError:
-        if path.exists():
-            raise ValueError(f"{path} is there already, of another run: give another --output_path or name") from None
+        if path.exists() and not _is_claimed_for(request):
+            raise ValueError(foreign.format("another run")) from None
         return False
-    except (ValueError, KeyError, TypeError):
-        digest, files = None, {}
-    if digest != digest_of(request.args):
-        raise ValueError(f"{path} is there already, of another request: give another --output_path or name")
-    return all(_size(path.with_name(name)) == each["size"] for name, each in files.items())
+    except NotADirectoryError:
+        return False
+    except (OSError, ValueError):
+        content = {}
+    if content.get("request_digest") != request.digest:
+        raise ValueError(foreign.format("another request"))
+    files = content["files"]
+    return all(name in files and _size(path.with_name(name)) == files[name]["size"] for name in names_of(request))
+
+
+def _is_claimed_for(request: Request) -> bool:
+    with suppress(OSError):
+        return claim_path(request.path).read_text(encoding="utf-8") == request.digest
+    return False
+
+
+def names_of(request: Request) -> list[str]:
+    """The videos that a request asks for."""
+    args, path = request.args, request.path
+    lossless = [beside(path, "_lossless.mkv").name] if args.save_lossless else []
+    before_sr = [beside(path, f"_before_sr{path.suffix}").name] if args.sr and args.save_pre_sr_video else []
+    return [path.name, *lossless, *before_sr]
 
 
 def _size(path: Path) -> int | None:
@@ -867,11 +983,12 @@ def _size(path: Path) -> int | None:
 
 
 def digest_of(args: argparse.Namespace) -> str:
-    """What tells a request from others: its arguments but for where work is done, and what its mask file holds."""
+    """What tells a request from others: its arguments but for where work is done, its mask, and the model's files."""
     deciding = {name: value for name, value in vars(args).items() if name not in OUTWARD_FLAGS}
-    for name in ("lemica_mask", "image_path"):
-        if deciding[name] is not None and os.path.isfile(deciding[name]):
-            deciding[name] = hashlib.sha256(Path(deciding[name]).read_bytes()).hexdigest()
+    if args.lemica_mask is not None:
+        deciding["lemica_mask"] = fingerprint(Path(args.lemica_mask))
+    weights = sorted(Path(args.model_path, "transformer", version_of(args)).glob("*"))
+    deciding["model"] = [(path.name, path.stat().st_size) for path in weights] or args.model_path
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 

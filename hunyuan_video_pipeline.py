@@ -732,7 +732,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
     ) -> torch.Tensor:
         devices = [torch.cuda.current_device()] if self.execution_device.type == "cuda" else []
         # Upstream's SR pipeline draws noise from the global generator, so the seed alone would not fix its output.
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), self._tidy_after_errors():
             torch.manual_seed(settings.seed)
             return self.sr_pipeline(
                 prompt=settings.prompt,
@@ -746,6 +746,18 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
                 reference_image=settings.image,
                 enable_vae_tile_parallelism=tile_parallelism,
             ).videos
+
+    @contextmanager
+    def _tidy_after_errors(self):
+        """Undo what upstream's SR pipeline leaves where it fails: its models on the device, and the VAE tiled."""
+        tiling = self.vae.use_slicing, self.vae.use_spatial_tiling
+        try:
+            yield
+        except Exception:
+            self.vae.use_slicing, self.vae.use_spatial_tiling = tiling
+            for model in (self.sr_pipeline.transformer, self.sr_pipeline.upsampler) if self.enable_offloading else ():
+                model.to("cpu")
+            raise
 
     def resolve_settings(
         self, prompt, negative_prompt, reference_image, aspect_ratio, video_length, prompt_rewrite,
@@ -847,15 +859,16 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         self._guidance_scale, self._clip_skip = self.config.guidance_scale, None
         clock, texts = Stopwatch(self.execution_device), list(dict.fromkeys(texts))
         with self.on_device(self.text_encoder, clock):
-            states = [self._encode_prompts(*text, clock) for text in texts]
+            states = [_moved(self._encode_prompts(*text, clock), "cpu") for text in texts]
         has_glyphs = any(self._extract_glyph_texts(prompt) for prompt, _ in texts)
         with self.on_device(self.byt5_model if has_glyphs else None, clock):
-            glyphs = [self._encode_glyphs(prompt, clock) for prompt, _ in texts]
+            glyphs = [_moved(self._encode_glyphs(prompt, clock), "cpu") for prompt, _ in texts]
         for text, encoded, glyph in zip(texts, states, glyphs, strict=True):
-            self._encoded[self._text_key(*text)] = _moved(encoded | glyph, "cpu")
+            self._encoded[self._text_key(*text)] = encoded | glyph
 
     def _text_key(self, prompt: str, negative_prompt: str | None) -> tuple[str, str | None, bool]:
-        return prompt, negative_prompt, self.do_classifier_free_guidance
+        guided = self.do_classifier_free_guidance
+        return prompt, negative_prompt if guided else None, guided
 
     def _encode_text(self, settings: GenerationSettings, clock: Stopwatch) -> dict[str, Any]:
         """The transformer's text arguments; with CFG the batch is [negative, positive]."""
@@ -1096,7 +1109,9 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         Called again, it gives what its arguments say. Raises ValueError for an unknown cache type and where something
         cannot be taken back (quantisation, group offloading), RuntimeError if a cache type's library is missing.
         """
-        state = self.infer_state = infer_state or InferState()
+        state = infer_state or InferState()
+        # None until all is as the state says: after an error it is not taken for done.
+        self.infer_state = None
         self._offloading = dict(
             enable_offloading=enable_offloading,
             enable_group_offloading=enable_group_offloading,
@@ -1112,6 +1127,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
             raise ValueError("group offloading needs offloading: pass enable_offloading=True")
         self.enable_offloading = enable_offloading
         self._offload_by_groups((1 if overlap_group_offloading else 4) if enable_group_offloading else None)
+        self.infer_state = state
 
     def change_infer_state(self, infer_state: InferState) -> None:
         """Another state for the calls to come, with offloading as it is; errors are those of apply_infer_optimization.
@@ -1203,19 +1219,19 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         if model is None or stays or not self.enable_offloading or _is_group_offload_enabled(model):
             yield
             return
-        self._placed.add(id(model))
         clock = clock or Stopwatch(self.execution_device)
         at_home = [(weight, weight.data) for weight in model.parameters()]
+        self._placed.add(id(model))
         try:
             with clock.stage(OFFLOAD_MOVES):
                 model.to(self.execution_device)
             yield
         finally:
+            self._placed.discard(id(model))
             with clock.stage(OFFLOAD_MOVES):
                 for weight, data in at_home:
                     weight.data = data
                 model.to("cpu")
-            self._placed.discard(id(model))
 
     @contextmanager
     def _clearing(self, cache: StepCache):

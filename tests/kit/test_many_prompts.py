@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -103,7 +104,11 @@ def test_without_a_folder_the_name_is_that_of_the_file_of_prompts(command, promp
         (["a star", '{"prompt": "a sun", "seed": "seven"}'], "line 2: error: argument --seed: invalid int value"),
         (["a star", '{"prompt": "a sun", "aspect_ratio": "wide"}'], "line 2: --aspect_ratio must be two whole numbers"),
         (['{"prompt": "a sun", "lemica_step": 2}'], "line 1: --lemica_step does nothing without --enable_cache true"),
-        (['{"prompt": "a sun", "name": "../sun"}'], "line 1: name '../sun' is no name of a file"),
+        (['{"prompt": "a sun", "name": "../sun"}'], "line 1: name '../sun' is no name of a video"),
+        (['{"prompt": "a sun", "name": "sun_before_sr"}'], "is no name of a video"),
+        ([json.dumps({"prompt": "a sun", "name": "x" * 101})], "is no name of a video"),
+        (['[{"prompt": "a sun"}]'], "line 1 is no JSON object: write one object per line"),
+        (["a star", '{"prompt": "a sun", "seed": -1}'], "line 2: with --seed -1, which draws one, a line needs a name"),
         (['{"prompt": "a sun", "name": "x"}', '{"prompt": "a star", "name": "x"}'], "line 2 and"),
         (["a star", '{"prompt": "a sun", "image_path": "sun.png"}'], "lines with and without image_path are two"),
     ],
@@ -117,7 +122,10 @@ def test_what_goes_with_one_video_only_is_refused(command, prompts, capsys, tmp_
     assert "not allowed with argument" in refusal(command(path, "--prompt", "a sun"), capsys)
     assert "by it the same command knows" in refusal(command(path, "--save_generation_config", "false"), capsys)
     assert "cannot be read" in refusal(command(tmp_path / "nothing.txt"), capsys)
-    assert "--sp_size 2 does not divide the 1 ranks" in refusal(command(path, "--sp_size", "2"), capsys)
+    for size in ("2", "0"):
+        assert f"--sp_size {size} does not divide the 1 ranks" in refusal(command(path, "--sp_size", size), capsys)
+    (tmp_path / "file").write_text("")
+    assert "cannot be written in" in refusal(command(path, "--output_path", str(tmp_path / "file")), capsys)
 
 
 def test_one_loading_makes_what_single_commands_make_to_the_bit(make, command, prompts, tmp_path, checkpoint):
@@ -166,6 +174,68 @@ def test_a_request_that_fails_is_written_down_and_the_rest_goes_on(make, command
     assert make(arguments)[0]
     assert list(videos(folder)) == ["0000_seed123.mp4", "0001_seed123.mp4"]
     assert not (folder / "0000_seed123_error.txt").exists()
+
+
+def test_a_video_that_could_not_be_written_is_not_made(make, command, prompts, tmp_path, monkeypatch):
+    arguments, folder = command(prompts("a star", "a sun")), tmp_path / "videos"
+    write, calls = generate.write_video, []
+
+    def full_disk(video, path, **encoding):
+        # The first is the trial before anything is loaded.
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        write(video, path, **encoding)
+
+    monkeypatch.setattr(generate, "write_video", full_disk)
+    made, printed, errors = make(arguments)
+    assert not made
+    assert "1 of 2 videos made here, 1 failed: " in printed
+    assert "No space left on device" in errors
+    assert "not all of its files were saved" in (folder / "0000_seed123_error.txt").read_text()
+    assert list(videos(folder)) == ["0001_seed123.mp4"]
+    made, printed, _ = make(arguments)
+    assert made
+    assert "1 of 2 videos made here, 0 failed" in printed
+    assert list(videos(folder)) == ["0000_seed123.mp4", "0001_seed123.mp4"]
+
+
+def test_what_a_run_left_that_was_killed_while_it_named_its_files_is_made_again(make, command, prompts, tmp_path):
+    arguments, folder = command(prompts("a star")), tmp_path / "videos"
+    make(arguments)
+    whole = videos(folder)
+    (request,) = generate.parse_requests(arguments)
+    (folder / "0000_seed123_config.json").unlink()
+    generate.claim_path(request.path).write_text(request.digest)
+    assert "1 of 1 videos made here, 0 failed" in make(arguments)[1]
+    assert videos(folder) == whole
+    assert hidden(folder) == []
+
+
+def test_a_claim_that_another_holds_is_left_to_it(command, prompts, tmp_path):
+    requests = generate.parse_requests(command(prompts("a star", "a sun")))
+    first, second = generate.Claims(requests), generate.Claims(requests)
+    assert [first.take(), second.take(), first.take(), second.take()] == [*requests, None, None]
+    first.fail(requests[0], "broken")
+    # What one has failed to make another may try, each once.
+    assert [first.take(), second.take(), second.take()] == [None, requests[0], None]
+    assert (tmp_path / "videos" / "0000_seed123_error.txt").read_text() == "broken"
+    for request in requests:
+        second.fail(request, "broken")
+    assert hidden(tmp_path / "videos") == []
+
+
+def test_a_request_is_another_one_with_another_model_or_other_arguments(command, prompts, tmp_path, checkpoint):
+    path = prompts("a star")
+    digest = generate.parse_requests(command(path))[0].digest
+    other = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, other)
+    same = generate.parse_requests(command(path, "--model_path", str(other), "--offloading", "false"))[0]
+    assert same.digest == digest
+    weights = next((other / "transformer" / "480p_t2v").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes() + b" ")
+    assert generate.parse_requests(command(path, "--model_path", str(other)))[0].digest != digest
+    assert generate.parse_requests(command(path, "--save_lossless", "true"))[0].digest != digest
 
 
 def test_a_failure_of_memory_loses_one_request(make, command, prompts, tmp_path, monkeypatch, load_pipeline):
