@@ -6,7 +6,7 @@ from typing import Any
 
 import cache_dit
 from cache_dit import BlockAdapter, DBCacheConfig, ForwardPattern, TaylorSeerCalibratorConfig
-from cache_dit.caching.cache_contexts.calibrators import DMDCalibratorConfig, FoCaCalibratorConfig
+from cache_dit.caching.cache_contexts.calibrators import DMDCalibratorConfig
 
 from benchmarks.rivals.bench import Bench
 from lemica.masks import Mask
@@ -16,7 +16,6 @@ CALIBRATORS = {
     "taylorseer": lambda: TaylorSeerCalibratorConfig(taylorseer_order=1),
     "taylorseer 2": lambda: TaylorSeerCalibratorConfig(taylorseer_order=2),
     "dmd": DMDCalibratorConfig,
-    "foca": FoCaCalibratorConfig,
 }
 
 

@@ -1,7 +1,7 @@
 """The caches of diffusers: each function is a context manager, inside which the bench's transformer has the cache on.
 
 Their decisions are those of the package. HunyuanVideo-1.5's block is not in its registry, so it is registered here, as
-its documentation says for new models. Defaults are those of its configs.
+its documentation says for new models. Defaults are those of its configs, but for TaylorSeer's mode and dtype.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,6 @@ import torch
 from diffusers import (
     FirstBlockCacheConfig,
     MagCacheConfig,
-    PyramidAttentionBroadcastConfig,
     SeaCacheConfig,
     TaylorSeerCacheConfig,
 )
@@ -51,7 +50,7 @@ def mag_cache(
     max_skip_steps: int = 3,
     retention_ratio: float = 0.2,
 ):
-    """MagCache, with magnitude ratios that were calibrated (``benchmarks.rivals.calibrated``)."""
+    """MagCache, with magnitude ratios that were calibrated (``benchmarks.rivals.fitted``)."""
     config = MagCacheConfig(
         threshold=threshold,
         max_skip_steps=max_skip_steps,
@@ -62,12 +61,19 @@ def mag_cache(
     return _enabled(bench, config)
 
 
-def sea_cache(bench: Bench, threshold: float = 0.25, residual_order: int = 1, max_consecutive_cached: int = 2):
+def sea_cache(
+    bench: Bench,
+    threshold: float = 0.25,
+    residual_order: int = 1,
+    max_consecutive_cached: int = 2,
+    cache_end_steps: int = 1,
+):
     """SeaCache: a spectrally filtered change of the latents decides."""
     config = SeaCacheConfig(
         threshold=threshold,
         residual_order=residual_order,
         max_consecutive_cached=max_consecutive_cached,
+        cache_end_steps=cache_end_steps,
         raw_vision_callback=_latents,
     )
     return _enabled(bench, config)
@@ -78,26 +84,26 @@ def _latents(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     return list(kwargs["hidden_states"][:, :LATENT_CHANNELS])
 
 
-def taylorseer(bench: Bench, cache_interval: int = 5, max_order: int = 1, disable_cache_before_step: int = 3):
-    """TaylorSeer in lite mode: what leaves the last layer is extrapolated, at regular intervals, in float32."""
+def taylorseer(
+    bench: Bench,
+    cache_interval: int = 5,
+    max_order: int = 1,
+    disable_cache_before_step: int = 3,
+    disable_cache_after_step: int | None = None,
+):
+    """TaylorSeer in lite mode: what leaves the last layer is extrapolated, at regular intervals, kept in float32."""
     config = TaylorSeerCacheConfig(
         cache_interval=cache_interval,
         max_order=max_order,
         disable_cache_before_step=disable_cache_before_step,
+        disable_cache_after_step=disable_cache_after_step,
         taylor_factors_dtype=torch.float32,
         use_lite_mode=True,
     )
     return _enabled(bench, config)
 
 
-def pyramid_attention_broadcast(bench: Bench, skip_range: int = 2):
-    """PyramidAttentionBroadcast: the blocks' attention is reused in turn, and all else runs.
-
-    It keeps one state, not one per branch of guidance.
-    """
-    config = PyramidAttentionBroadcastConfig(
-        spatial_attention_block_skip_range=skip_range,
-        spatial_attention_block_identifiers=("^transformer_blocks",),
-        current_timestep_callback=lambda: int(bench.scheduler.timesteps[bench.step]),
-    )
-    return _enabled(bench, config)
+def computed_by_taylorseer(num_steps: int, interval: int, before: int, after: int | None) -> int:
+    """How many steps it computes, by its rule."""
+    last = num_steps if after is None else after
+    return sum(step < before or (step - before - 1) % interval == 0 or step >= last for step in range(num_steps))

@@ -13,11 +13,11 @@ import torch
 from benchmarks.rivals.bench import Bench, Request
 from benchmarks.rivals.fitted import NUM_STEPS, Fitted
 from benchmarks.rivals.measure import available
-from benchmarks.rivals.methods import METHODS
+from benchmarks.rivals.methods import FLOOR, METHODS
 from benchmarks.rivals.settings import Setting, read_settings
 from lemica.files import write_text
 
-COST, PAIR = "0.3", 0
+COST, PAIR = "0.3", 200
 
 
 def kept_bytes(bench: Bench, fitted: Fitted, setting: Setting, request: Request) -> int:
@@ -52,7 +52,7 @@ def main(output: Path) -> None:
     # What is calibrated is made before, so that it does not count.
     settings = [setting for setting in available(read_settings()) if setting.cost == COST]
     found = {}
-    uncached = kept_bytes(bench, fitted, Setting("", "noise floor", COST, {}), request)
+    uncached = kept_bytes(bench, fitted, Setting("", FLOOR, COST, {}), request)
     for setting in settings:
         with METHODS[setting.method](bench, fitted, **setting.knobs):
             pass

@@ -6,7 +6,7 @@
 `budget` is a number of computed steps of 50. Knobs that are left out are the authors' defaults.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -66,8 +66,9 @@ def mag_cache(bench: Bench, fitted: Fitted, **knobs: Any) -> AbstractContextMana
 def cache_dit_mask(
     bench: Bench, fitted: Fitted, budget: int, mask: str, calibrator: str = "none"
 ) -> AbstractContextManager[None]:
-    """cache-dit's steps mask: that of LeMiCa's authors, or one that is planned."""
-    chosen = plan(fitted.graph, budget) if mask == "planned" else Mask(step_mask(budget, NUM_STEPS))
+    """cache-dit's steps mask: that of LeMiCa's authors, or one that is planned, for what its forecast is nearest to."""
+    forecast = "hold" if calibrator == "none" else "taylor-step"
+    chosen = plan(fitted.graph, budget, forecast) if mask == "planned" else Mask(step_mask(budget, NUM_STEPS))
     return cache_dit_caches.steps_mask(bench, chosen, calibrator)
 
 
@@ -84,15 +85,20 @@ def teacache_fitted(bench: Bench, fitted: Fitted, threshold: float, rescaled: bo
     return teacache.teacache(bench, threshold, polynomial, NUM_STEPS)
 
 
-def l2p_uniform(bench: Bench, fitted: Fitted, budget: int, kept_only: bool = False):
-    """Evenly spread steps."""
-    steps = uniform_mask(budget, NUM_STEPS)
+def steps_of(fitted: Fitted, budget: int, steps: str) -> Sequence[bool]:
+    """Evenly spread steps, or those that are planned for LeMiCa."""
+    return plan(fitted.graph, budget).steps if steps == "planned" else uniform_mask(budget, NUM_STEPS)
+
+
+def l2p_on(bench: Bench, fitted: Fitted, budget: int, steps: str = "uniform", kept_only: bool = False):
+    """Steps that are given."""
+    steps = steps_of(fitted, budget, steps)
     return l2p.l2p(bench, steps, fitted.l2p_kept_only(steps) if kept_only else fitted.l2p_weights)
 
 
-def spectrum_uniform(bench: Bench, fitted: Fitted, budget: int, **knobs: Any):
-    """Evenly spread steps."""
-    return spectrum.spectrum(bench, uniform_mask(budget, NUM_STEPS), **knobs)
+def spectrum_on(bench: Bench, fitted: Fitted, budget: int, steps: str = "uniform", **knobs: Any):
+    """Steps that are given."""
+    return spectrum.spectrum(bench, steps_of(fitted, budget, steps), **knobs)
 
 
 def spectrum_own(bench: Bench, fitted: Fitted, alpha: float = 0.75, **knobs: Any):
@@ -105,9 +111,9 @@ def mean_cache_planned(bench: Bench, fitted: Fitted, budget: int, gamma: float =
     return mean_cache.mean_cache(bench, mean_cache.plan(fitted.mean_cache_costs, NUM_STEPS, budget, gamma))
 
 
-def dpcache_planned(bench: Bench, fitted: Fitted, budget: int, order: int = 2):
+def dpcache_planned(bench: Bench, fitted: Fitted, budget: int, order: int = 2, ends: bool = False):
     """Its plan."""
-    return dpcache.dpcache(bench, dpcache.plan(fitted.dpcache_costs(order), budget), order)
+    return dpcache.dpcache(bench, dpcache.plan(fitted.dpcache_costs(order), budget, ends), order)
 
 
 METHODS: dict[str, Method] = {
@@ -119,10 +125,9 @@ METHODS: dict[str, Method] = {
     "MagCache": mag_cache,
     "SeaCache": _needing_no_fit(diffusers_caches.sea_cache),
     "TaylorSeer": _needing_no_fit(diffusers_caches.taylorseer),
-    "PyramidAttentionBroadcast": _needing_no_fit(diffusers_caches.pyramid_attention_broadcast),
     "TeaCache": teacache_fitted,
-    "L2P": l2p_uniform,
-    "Spectrum": spectrum_uniform,
+    "L2P": l2p_on,
+    "Spectrum": spectrum_on,
     "Spectrum, its own steps": spectrum_own,
     "MeanCache": mean_cache_planned,
     "DPCache": dpcache_planned,

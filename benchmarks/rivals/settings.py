@@ -10,9 +10,12 @@ from lemica.files import write_text
 
 SETTINGS = Path(__file__).with_name("settings.json")
 TARGETS = (0.5, 0.4, 0.3, 0.2, 0.16)
-# How far from a target a cost may be.
-NEAR = 0.02
 DEFAULT = "default"
+
+
+def tolerance(target: float) -> float:
+    """How far from a target a cost may be: where costs are low, a step more or less means much."""
+    return 0.02 if target >= 0.3 else 0.01
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
     PYTHONPATH=.venv/diffusers python -m benchmarks.rivals.tune
 
 A family lists what is tried. Where a threshold decides, it is searched for each cost and each choice of other knobs. Of
-what comes within 0.02 of a cost, the best in mean PSNR is taken. What was tried is kept in tuning.json, and not run
-again.
+what comes within 0.02 of a cost, 0.01 of the two lowest, the best in mean PSNR is taken. What was tried is kept in
+tuning.json, and not run again.
 """
 
 import argparse
@@ -20,18 +20,19 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.rivals.bench import Bench
+from benchmarks.rivals.bench import REAL_BLOCKS, Bench
+from benchmarks.rivals.diffusers_caches import computed_by_taylorseer
 from benchmarks.rivals.fitted import NUM_STEPS, Fitted
 from benchmarks.rivals.measure import figures
 from benchmarks.rivals.methods import FEWER_STEPS, FLOOR
-from benchmarks.rivals.settings import DEFAULT, NEAR, TARGETS, Setting, write_settings
+from benchmarks.rivals.settings import DEFAULT, TARGETS, Setting, tolerance, write_settings
 from lemica.files import write_text
 
 # One of each format.
 PAIRS = (100, 101, 102)
 BUDGETS = [round(target * NUM_STEPS) for target in TARGETS]
-# cache-dit runs one of eight blocks on reused steps.
-CACHE_DIT_BUDGETS = [max(2, round((target - 1 / 8) / (1 - 1 / 8) * NUM_STEPS)) for target in TARGETS]
+# cache-dit runs the first block on reused steps.
+CACHE_DIT_BUDGETS = [round((target - 1 / REAL_BLOCKS) / (1 - 1 / REAL_BLOCKS) * NUM_STEPS) for target in TARGETS]
 FIRST_LOOK, REFINEMENTS = 6, 3
 Knobs = dict[str, Any]
 # Mean cost and mean PSNR of knobs.
@@ -62,74 +63,92 @@ class Family:
     default: Knobs | None = None
 
 
+def of_taylorseer() -> list[Knobs]:
+    """What comes near a cost: how many steps TaylorSeer computes is known beforehand."""
+    return [
+        dict(cache_interval=interval, max_order=order, disable_cache_before_step=before, disable_cache_after_step=after)
+        for interval, before, after in product(range(2, 12), (1, 3), (None, 48, 49))
+        if is_near(computed_by_taylorseer(NUM_STEPS, interval, before, after) / NUM_STEPS)
+        for order in (1, 2)
+    ]
+
+
+def is_near(cost: float) -> bool:
+    """Whether a cost meets one of the targets."""
+    return any(abs(cost - target) <= tolerance(target) + 1e-9 for target in TARGETS)
+
+
+def lemica(forecast: str) -> Family:
+    """LeMiCa's plan for a forecast."""
+    return Family(f"LeMiCa: planned, {forecast}", "LeMiCa, planned", choices(budget=BUDGETS, forecast=[forecast]))
+
+
+def cache_dit_mask(mask: str) -> Family:
+    """cache-dit's steps mask with the steps of a mask."""
+    return Family(
+        f"cache-dit's steps mask, {mask} steps",
+        "cache-dit's steps mask",
+        choices(budget=CACHE_DIT_BUDGETS, mask=[mask], calibrator=["none", "taylorseer", "taylorseer 2", "dmd"]),
+    )
+
+
+def on_steps(name: str, method: str, steps: str, **knobs: Sequence[Any]) -> Family:
+    """A forecast from a paper, on evenly spread steps or on LeMiCa's."""
+    where = "evenly spread steps" if steps == "uniform" else "LeMiCa's steps"
+    return Family(f"{name}, {where}", method, choices(budget=BUDGETS, steps=[steps], **knobs))
+
+
 FAMILIES = (
     Family(FLOOR, FLOOR, [{}], default={}),
     Family(FEWER_STEPS, FEWER_STEPS, choices(budget=BUDGETS)),
-    Family("LeMiCa: planned, fitted", "LeMiCa, planned", choices(budget=BUDGETS, forecast=["fitted"])),
-    Family("LeMiCa: planned, damped", "LeMiCa, planned", choices(budget=BUDGETS, forecast=["damped"])),
-    Family("LeMiCa: planned, taylor-step", "LeMiCa, planned", choices(budget=BUDGETS, forecast=["taylor-step"])),
-    Family("LeMiCa: planned, held", "LeMiCa, planned", choices(budget=BUDGETS, forecast=["hold"])),
+    *map(lemica, ("fitted", "damped", "taylor-step", "hold")),
     Family("LeMiCa: uniform, damped (no calibration)", "LeMiCa, uniform", choices(budget=BUDGETS)),
     Family("FirstBlockCache", "FirstBlockCache", [{}], ("threshold", 0.01, 1.0), {}),
     Family(
         "MagCache",
         "MagCache",
-        choices(retention_ratio=[0.02, 0.2], max_skip_steps=[3, 10]),
+        [*choices(retention_ratio=[0.02], max_skip_steps=[3, 5, 10]), dict(retention_ratio=0.2, max_skip_steps=3)],
         ("threshold", 0.003, 1.0),
         {},
     ),
     Family(
         "SeaCache",
         "SeaCache",
-        choices(residual_order=[0, 1], max_consecutive_cached=[2, 0]),
+        [
+            *choices(residual_order=[1], max_consecutive_cached=[2, 0], cache_end_steps=[1, 3]),
+            dict(residual_order=0, max_consecutive_cached=0, cache_end_steps=1),
+        ],
         ("threshold", 0.05, 2.0),
         {},
     ),
-    Family(
-        "TaylorSeer",
-        "TaylorSeer",
-        choices(cache_interval=[2, 3, 4, 7, 9], max_order=[1, 2, 3]),
-        default={},
-    ),
-    Family("PyramidAttentionBroadcast", "PyramidAttentionBroadcast", [], default={}),
+    Family("TaylorSeer", "TaylorSeer", of_taylorseer(), default={}),
     Family(
         "DBCache",
         "DBCache",
-        choices(first_blocks=[1], warmup=[2, 8]),
-        ("residual_diff_threshold", 0.01, 1.0),
+        choices(first_blocks=[1], warmup=[2], consecutive=[-1, 2, 4]),
+        ("residual_diff_threshold", 0.01, 0.99),
         dict(first_blocks=1, residual_diff_threshold=0.08, warmup=8),
     ),
     Family(
-        "DBCache with a forecast",
+        "DBCache with TaylorSeer",
         "DBCache",
-        choices(first_blocks=[1], warmup=[2, 8], calibrator=["taylorseer", "taylorseer 2"]),
-        ("residual_diff_threshold", 0.01, 1.0),
+        choices(first_blocks=[1], warmup=[2], consecutive=[-1, 2, 4], calibrator=["taylorseer", "taylorseer 2"]),
+        ("residual_diff_threshold", 0.01, 0.99),
         dict(first_blocks=1, residual_diff_threshold=0.08, warmup=8, calibrator="taylorseer"),
     ),
-    Family(
-        "cache-dit's steps mask, planned steps",
-        "cache-dit's steps mask",
-        # Gaps of a plan end at 12, so that there is none of four steps and of two.
-        choices(
-            budget=CACHE_DIT_BUDGETS[:3], mask=["planned"], calibrator=["none", "taylorseer", "taylorseer 2", "dmd"]
-        ),
-    ),
-    Family(
-        "cache-dit's steps mask, authors' steps",
-        "cache-dit's steps mask",
-        choices(budget=CACHE_DIT_BUDGETS, mask=["authors'"], calibrator=["none", "taylorseer", "taylorseer 2", "dmd"]),
-    ),
+    *map(cache_dit_mask, ("planned", "authors'")),
     Family("TeaCache", "TeaCache", choices(rescaled=[True, False]), ("threshold", 0.02, 2.0), dict(threshold=0.15)),
-    Family("L2P", "L2P", choices(budget=BUDGETS)),
-    Family("L2P, fitted to the kept steps", "L2P", choices(budget=BUDGETS, kept_only=[True])),
+    *(on_steps("L2P", "L2P", steps, kept_only=[False, True]) for steps in ("uniform", "planned")),
+    *(on_steps("Spectrum", "Spectrum", steps, blend=[0.5, 0.75, 1.0]) for steps in ("uniform", "planned")),
+    *(on_steps("a line", "Spectrum", steps, blend=[0.0]) for steps in ("uniform", "planned")),
     Family(
-        "Spectrum",
-        "Spectrum",
-        choices(budget=BUDGETS, blend=[0.0, 0.5, 0.75, 1.0]),
+        "Spectrum, its own steps",
+        "Spectrum, its own steps",
+        choices(alpha=[0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], blend=[0.5, 0.75, 1.0]),
+        default=dict(alpha=0.75),
     ),
-    Family("Spectrum, its own steps", "Spectrum, its own steps", [], default=dict(alpha=0.75)),
-    Family("MeanCache", "MeanCache", choices(budget=BUDGETS, gamma=[2.0, 4.0])),
-    Family("DPCache", "DPCache", choices(budget=BUDGETS, order=[1, 2])),
+    Family("MeanCache", "MeanCache", choices(budget=BUDGETS, gamma=[1.0, 2.0, 4.0, 5.0])),
+    Family("DPCache", "DPCache", choices(budget=BUDGETS, order=[1, 2], ends=[True, False])),
 )
 
 
@@ -142,15 +161,19 @@ class Tuner:
         self.references = [bench.frames(bench.run(request, NUM_STEPS).latents) for request in self.requests]
         self.known = json.loads(path.read_text()) if path.exists() else {}
 
-    def try_(self, family: Family, knobs: Knobs) -> tuple[float, float]:
-        """Mean cost and mean PSNR."""
+    def try_(self, family: Family, knobs: Knobs) -> tuple[float, float] | None:
+        """Mean cost and mean PSNR; None where there is no such plan."""
         key = json.dumps([family.method, knobs], sort_keys=True)
         if key not in self.known:
             setting = Setting(family.name, family.method, DEFAULT, knobs)
-            found = [
-                figures(self.bench, self.fitted, setting, request, reference)
-                for request, reference in zip(self.requests, self.references, strict=True)
-            ]
+            try:
+                found = [
+                    figures(self.bench, self.fitted, setting, request, reference)
+                    for request, reference in zip(self.requests, self.references, strict=True)
+                ]
+            except ValueError as error:
+                print(f"{key}: left out, {error}")
+                return None
             self.known[key] = [round(fmean(each[name] for each in found), 5) for name in ("cost", "psnr")]
             lines = (f"{json.dumps(each)}: {json.dumps(found)}" for each, found in self.known.items())
             write_text(self.path, "{\n" + ",\n".join(lines) + "\n}\n")
@@ -160,7 +183,7 @@ class Tuner:
     def everything(self, family: Family) -> Tried:
         """All that is tried of a family."""
         if family.threshold is None:
-            return [(knobs, *self.try_(family, knobs)) for knobs in family.variants]
+            return [(knobs, *found) for knobs in family.variants if (found := self.try_(family, knobs)) is not None]
         name, low, high = family.threshold
         tried: Tried = []
         for knobs in family.variants:
@@ -181,7 +204,7 @@ def search(cost_at: Callable[[float], float], low: float, high: float) -> None:
     known = {value: cost_at(value) for value in (float(f"{low * ratio**i:.4g}") for i in range(FIRST_LOOK))}
     for target in TARGETS:
         for _ in range(REFINEMENTS):
-            if min(abs(cost - target) for cost in known.values()) <= NEAR / 4:
+            if min(abs(cost - target) for cost in known.values()) <= tolerance(target) / 4:
                 break
             above = [value for value, cost in known.items() if cost > target]
             below = [value for value, cost in known.items() if cost < target]
@@ -196,7 +219,7 @@ def search(cost_at: Callable[[float], float], low: float, high: float) -> None:
 def chosen(family: Family, tried: Tried) -> Iterator[Setting]:
     """The best setting near each cost, and the default."""
     for target in TARGETS:
-        near = [(psnr, knobs) for knobs, cost, psnr in tried if abs(cost - target) <= NEAR + 1e-9]
+        near = [(psnr, knobs) for knobs, cost, psnr in tried if abs(cost - target) <= tolerance(target) + 1e-9]
         if near:
             yield Setting(family.name, family.method, str(target), max(near, key=lambda each: each[0])[1])
     if family.default is not None:

@@ -7,7 +7,9 @@ before which i was one,
     D[m, k] = min over j of D[m - 1, j] + C[p, j, k],
 
 where p is the best predecessor of j among paths of m - 1 steps. The first three steps are key steps. Derivatives are
-those of TaylorSeer, and the third point of a second one is the step before i. Only the conditional branch is looked at.
+those of TaylorSeer. Only the conditional branch is looked at. Two things of the authors' plan are not known, so they are
+ours: the third point of a second derivative, which is the step before i; and the end, where the last step is a key step
+or is forecast like others (`ends`).
 """
 
 import math
@@ -66,8 +68,8 @@ def _errors(run: Trajectory, i: int, j: int, last: int, order: int) -> list[floa
     return [float((features[t] - taylor(t, history, order)).abs().mean()) for t in range(j + 1, last + 1)]
 
 
-def plan(cost: np.ndarray, budget: int) -> list[bool]:
-    """The mask of so many key steps; what follows the last of them is forecast, too.
+def plan(cost: np.ndarray, budget: int, ends: bool = False) -> list[bool]:
+    """The mask of so many key steps, the last step among them if `ends`, or else forecast where that is best.
 
     Raises ValueError where no path of so few steps has gaps that are short enough.
     """
@@ -79,6 +81,8 @@ def plan(cost: np.ndarray, budget: int) -> list[bool]:
     best = {FORCED - 1: (0.0, tuple(range(FORCED)))}
     for _ in range(budget - FORCED):
         best = _longer(best, end, range(num_steps))
+    if ends:
+        best = {num_steps - 1: best[num_steps - 1]} if num_steps - 1 in best else {}
     best = _longer(best, end, [num_steps])
     if num_steps not in best:
         raise ValueError(f"no path of {budget} steps")
@@ -99,4 +103,4 @@ def _longer(
 
 def dpcache(bench: Bench, steps: Sequence[bool], order: int = 2) -> AbstractContextManager[None]:
     """Inside, the bench's transformer has DPCache on for one run."""
-    return behind(bench, Forecasting(bench, steps, lambda step, history: taylor(step, history[-order - 1 :], order)))
+    return behind(bench, Forecasting(bench, steps, lambda step, history: taylor(step, history, order), order + 1))

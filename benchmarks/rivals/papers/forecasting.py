@@ -12,10 +12,10 @@ Forecast = Callable[[int, Sequence[tuple[int, Tensor]]], Tensor]
 
 
 class Forecasting:
-    """The rule of a mask and a forecast; branches of guidance are apart."""
+    """The rule of a mask and a forecast from at most `reach` computed steps; branches of guidance are apart."""
 
-    def __init__(self, bench: Bench, steps: Sequence[bool], forecast: Forecast):
-        self.bench, self.steps, self.forecast = bench, steps, forecast
+    def __init__(self, bench: Bench, steps: Sequence[bool], forecast: Forecast, reach: int | None = None):
+        self.bench, self.steps, self.forecast, self.reach = bench, steps, forecast, reach or len(steps)
         self.history: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
 
     def __call__(self, image: Tensor, temb: Tensor, compute: Callable[[], Tensor]) -> Tensor:
@@ -23,4 +23,5 @@ class Forecasting:
         if not self.steps[step]:
             return self.forecast(step, history).to(image.dtype)
         history.append((step, compute()))
+        del history[: -self.reach]
         return history[-1][1]

@@ -2,6 +2,7 @@
 
     F_t = sum over j < t of W[t, j] F_j
 
+F is what leaves the model, a velocity for each branch of guidance; W is the same for both.
 W is fitted by mean squared error on the true outputs of uncached runs, from W[t, t - 1] = 1 with Adam at a rate of
 0.01 for 200 epochs. Each step's loss needs the outputs' inner products only.
 

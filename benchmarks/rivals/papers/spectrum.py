@@ -5,7 +5,8 @@ are scaled to [-1, 1] over the whole run,
 
     C = (Phi^T Phi + ridge I)^-1 Phi^T H,        h(t) = T(t) C,
 
-blended by w with a line through the two newest. Its authors' w is 0.5 to 1, their degree 4, their ridge 0.1.
+blended by w with a line through the two newest. Its authors' w is 0.5 to 1, their degree 4, their ridge 0.1; with w = 0
+nothing is left of it but the line.
 """
 
 from collections.abc import Sequence
