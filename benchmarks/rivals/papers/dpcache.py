@@ -7,9 +7,9 @@ before which i was one,
     D[m, k] = min over j of D[m - 1, j] + C[p, j, k],
 
 where p is the best predecessor of j among paths of m - 1 steps. The first three steps are key steps. Derivatives are
-those of TaylorSeer. Only the conditional branch is looked at. Two things of the authors' plan are not known, so they are
-ours: the third point of a second derivative, which is the step before i; and the end, where the last step is a key step
-or is forecast like others (`ends`).
+those of TaylorSeer. Only the conditional branch is looked at. Two things of the authors' plan are not known. Here the
+third point of a second derivative is the step before i; and the last step is a key step (`ends`), or is forecast like
+others.
 """
 
 import math
