@@ -18,7 +18,7 @@ NAMES = {
 
 
 def transfer_table(results: Results) -> Iterator[str]:
-    """Mean PSNR in dB with the standard error of the paired difference to uniform steps, and the worst."""
+    """Mean PSNR in dB with its standard error, and the worst, of every setting."""
     settings: dict[str, list[dict]] = {}
     for name, rows in results.items():
         settings.setdefault(name.rsplit(" ", 1)[0], []).append(rows)
