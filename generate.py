@@ -709,7 +709,7 @@ def generate_many(requests: list[Request]) -> bool:
     first, group, claims = requests[0], Group(), Claims(requests)
     warn_of_choices(first.args)
     # Ranks of a group may see the folder at different times: what the first one finds is so for all.
-    left = group.share([request.path for request in requests if not claims.is_settled(request)])
+    left = group.share([request.path for request in requests if not claims.is_done(request)])
     if left:
         pipe = load_pipeline(first.args, first.state)
         if pipe.enable_offloading and not first.args.rewrite:
@@ -818,8 +818,8 @@ class Claims:
         self._locks: dict[Path, int] = {}
         self._files: dict[Path, RunFiles] = {}
 
-    def is_settled(self, request: Request) -> bool:
-        """Whether there is nothing to make: it is made, or its name belongs to another one."""
+    def is_done(self, request: Request) -> bool:
+        """Whether a request is made; one whose name belongs to another is not."""
         try:
             return is_made(request)
         except ValueError:
@@ -872,7 +872,7 @@ class Claims:
         """
         while any(is_locked(claim_path(request.path)) for request in self.requests):
             time.sleep(SECONDS_BETWEEN_LOOKS)
-        failed = [str(request.path) for request in self.failed if not self.is_settled(request)]
+        failed = [str(request.path) for request in self.failed if not self.is_done(request)]
         say(
             f"{len(self.made)} of {len(self.requests)} videos made here, {len(failed)} failed{': ' if failed else ''}"
             f"{', '.join(failed)}"

@@ -73,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--settings", type=Path, default=SETTINGS)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)
+    if not options.settings.exists():
+        parser.error(f"{options.settings} is not there: type python -m benchmarks.rivals.tune, which writes it")
     torch.set_num_threads(1)
     pairs = range(*map(int, options.pairs.split(":")))
     measure(Bench(options.dtype), available(read_settings(options.settings)), pairs, options.output)
