@@ -483,10 +483,15 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
         """Upstream's dtypes and autocast on a GPU; float32 without autocast on a CPU, where numbers are exact."""
         self.execution_device = torch.device(execution_device or default_device())
         on_gpu = self.execution_device.type == "cuda"
-        self.target_dtype = torch.bfloat16 if on_gpu else torch.float32
+        self.target_dtype = self.dtype_on(self.execution_device)
         self.vae_dtype = torch.float16 if on_gpu else torch.float32
-        self.autocast_enabled = self.vae_autocast_enabled = on_gpu
+        self.autocast_enabled, self.vae_autocast_enabled = self.target_dtype == torch.bfloat16, on_gpu
         self.noise_init_device = torch.device("cpu")
+
+    @staticmethod
+    def dtype_on(device: torch.device) -> torch.dtype:
+        """In which the transformer runs on a device: bfloat16 autocast on a GPU, float32 on a CPU."""
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
 
     def target(self, scheduler: FlowMatchDiscreteScheduler) -> Target:
         """What a mask must belong to for a run with this scheduler, once its time steps are set."""

@@ -17,11 +17,5 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 @contextmanager
 def arithmetic(name: str) -> Iterator[None]:
     """Inside, pipelines are made that denoise in this arithmetic; they decode in float32, which adds nothing."""
-    original = HunyuanVideo_1_5_Pipeline._set_up_device
-
-    def set_up(pipe: HunyuanVideo_1_5_Pipeline, execution_device) -> None:
-        original(pipe, execution_device)
-        pipe.target_dtype, pipe.autocast_enabled = DTYPES[name], name == "bf16"
-
-    with patch.object(HunyuanVideo_1_5_Pipeline, "_set_up_device", set_up):
+    with patch.object(HunyuanVideo_1_5_Pipeline, "dtype_on", staticmethod(lambda _: DTYPES[name])):
         yield

@@ -15,10 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lemica.calibration.edges import work_for
 from lemica.files import write_text
 from lemica.planning.graph import ErrorGraph, read_graph
+
+if TYPE_CHECKING:
+    from demo.data import Spec
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 CHECKPOINT = ASSETS / "demo_checkpoint"
@@ -77,9 +81,11 @@ def calibrate(wanted: Calibration, output: Path, checkpoint: Path = CHECKPOINT) 
 
     from demo.arithmetic import arithmetic
     from demo.attention import fused_attention
+    from demo.data import spec_of
     from lemica.cli.main import main as lemica
 
     torch.set_num_threads(1)
+    specs = [spec_of(wanted.first_sample + index) for index in range(wanted.samples)]
     with tempfile.TemporaryDirectory() as folder, fused_attention(), arithmetic(wanted.dtype):
         arguments = {
             "--model_path": [checkpoint],
@@ -90,7 +96,7 @@ def calibrate(wanted: Calibration, output: Path, checkpoint: Path = CHECKPOINT) 
             "--num_inference_steps": [wanted.num_steps],
             "--max_gap": [wanted.max_gap],
             "--edges": [wanted.edges],
-            **_sample_files(Path(folder), wanted),
+            **sample_files(Path(folder), wanted.task, specs),
         }
         if wanted.shift is not None:
             arguments["--flow_shift"] = [wanted.shift]
@@ -99,16 +105,15 @@ def calibrate(wanted: Calibration, output: Path, checkpoint: Path = CHECKPOINT) 
         return time.process_time() - begin
 
 
-def _sample_files(folder: Path, wanted: Calibration) -> dict[str, list[Path]]:
-    """Prompts, and first frames for image-to-video, as files; by the flag that names them."""
-    from demo.data import first_frame, prompt_of, spec_of
+def sample_files(folder: Path, task: str, specs: Sequence["Spec"]) -> dict[str, list[Path]]:
+    """Prompts, and first frames for image-to-video, as files; by the flag of lemica that names them."""
+    from demo.data import first_frame, prompt_of
 
-    specs = [spec_of(wanted.first_sample + index) for index in range(wanted.samples)]
     prompts = folder / "prompts.txt"
     prompts.write_text("".join(f"{prompt_of(spec)}\n" for spec in specs))
-    if wanted.task == "t2v":
+    if task == "t2v":
         return {"--prompts": [prompts]}
-    images = [folder / f"first_{index}.png" for index in range(wanted.samples)]
+    images = [folder / f"first_{index}.png" for index in range(len(specs))]
     for spec, image in zip(specs, images, strict=True):
         first_frame(spec, IMAGE_SIZE, FRAMES).save(image)
     return {"--prompts": [prompts], "--image_path": images}

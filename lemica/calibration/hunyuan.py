@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -179,27 +179,20 @@ class HunyuanVideo:
         """What a mask must belong to, known before weights load; of a Hub repository without its config."""
         from hyvideo.commons.infer_state import Target, changed_model_name, config_digest
 
-        o, kit = self.options, self.kit
+        o, kit, pipeline = self.options, self.kit, self.kit.HunyuanVideo_1_5_Pipeline
         shift = kit.PIPELINE_CONFIGS[self.version]["flow_shift"] if o.flow_shift is None else o.flow_shift
-        scheduler = kit.HunyuanVideo_1_5_Pipeline._create_scheduler(shift)
+        scheduler = pipeline._create_scheduler(shift)
         scheduler.set_timesteps(self.num_steps)
         return Target(
             model=changed_model_name(self.version, o.checkpoint_path, o.lora_path),
             config=config_digest(os.path.join(o.model_path, "transformer", self.version)),
             sigmas=tuple(scheduler.sigmas.double().tolist()),
-            dtype="bfloat16" if kit.default_device().type == "cuda" else "float32",
+            dtype=str(pipeline.dtype_on(kit.default_device())).removeprefix("torch."),
         )
 
-    @contextmanager
-    def on_device(self) -> Iterator[None]:
+    def on_device(self) -> AbstractContextManager[None]:
         """Keep an offloaded transformer on the device between replays: moving it takes longer than most of them."""
-        pipeline = self.pipeline
-        with pipeline.on_device(pipeline.transformer):
-            offloading, pipeline.enable_offloading = pipeline.enable_offloading, False
-            try:
-                yield
-            finally:
-                pipeline.enable_offloading = offloading
+        return self.pipeline.on_device(self.pipeline.transformer)
 
     @contextmanager
     def ranks_together(self, sp_size: int = 1) -> Iterator[tuple[int, int, "Exchange"]]:

@@ -20,8 +20,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lemica.calibration.hunyuan import MEMORY_OPTIONS, add_model_arguments, add_switch
+from lemica.calibration.hunyuan import MEMORY_OPTIONS
 from lemica.calibration.samples import add_sample_arguments
+from lemica.calibration.which_model import add_which_model, check_which_model
 from lemica.errors import Refused
 
 if TYPE_CHECKING:
@@ -41,11 +42,6 @@ examples:
 
 # Where the samples are, and what does not change the numbers.
 _NO_SETTINGS = ("prompts", "image_path", "output", "run", "parser", "pipeline", "call", *MEMORY_OPTIONS)
-# What goes with --pipeline; the rest says which HunyuanVideo-1.5.
-_OF_ANY_PIPELINE = (
-    *("prompts", "seeds", "image_path", "num_inference_steps", "max_gap", "edges", "output", "run", "parser"),
-    *("pipeline", "call", "dtype", "offloading"),
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,18 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--edges", choices=["fast", "exact"], default="fast", help="how they are measured (default: fast)"
     )
     group.add_argument("--output", type=Path, required=True, metavar="GRAPH", help="graph file to write")
-    pipeline = parser.add_argument_group("any diffusers pipeline")
-    pipeline.add_argument("--pipeline", metavar="PATH_OR_ID", help="its folder, or a Hub repository owner/name")
-    pipeline.add_argument("--call", type=Path, metavar="FILE", help="JSON object: keyword arguments of every call")
-    weights = parser.add_argument_group("weights")
-    weights.add_argument(
-        "--dtype",
-        default="bf16",
-        choices=["bf16", "fp32"],
-        help="of the kit's transformer on a GPU, or the pipeline",
-    )
-    add_switch(weights, "--offloading", "keep models on the CPU while they are not used (default: true)", True)
-    add_model_arguments(parser)
+    add_which_model(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -121,14 +106,4 @@ def _check(args: argparse.Namespace) -> None:
         raise Refused(f"--num_inference_steps must be at least 3, got {args.num_inference_steps}")
     if args.max_gap < 2:
         raise Refused(f"--max_gap must be at least 2, got {args.max_gap}")
-    if args.video_length < 1:
-        raise Refused(f"--video_length must be at least 1, got {args.video_length}")
-    if args.pipeline is None:
-        if args.model_path is None or args.resolution is None:
-            raise Refused("give --model_path and --resolution for HunyuanVideo-1.5, or --pipeline for any other model")
-        if args.call is not None:
-            raise Refused("--call goes with --pipeline: leave it out")
-        return
-    for name, value in vars(args).items():
-        if name not in _OF_ANY_PIPELINE and value != args.parser.get_default(name):
-            raise Refused(f"--{name} is of HunyuanVideo-1.5 with the kit: leave it out with --pipeline")
+    check_which_model(args, own=("max_gap", "edges"))

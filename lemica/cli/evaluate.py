@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from lemica.calibration.hunyuan import add_model_arguments, add_switch
+from lemica.calibration.hunyuan import add_switch
 from lemica.calibration.samples import add_sample_arguments
+from lemica.calibration.which_model import add_which_model, check_which_model
 from lemica.errors import Refused, refusing, require
 from lemica.files import try_name, write_text
 from lemica.masks import SPACINGS
@@ -46,7 +47,7 @@ EXAMPLES = """\
 examples:
   cd HunyuanVideo-1.5
   lemica evaluate --model_path ./ckpts --resolution 480p --prompts prompts.txt --masks m25.json m15.json \\
-      --budgets 25 20 15 10 --spacings released uniform --fewer_steps --output evaluation
+      --budgets 25 20 15 10 --spacings released balanced --fewer_steps --output evaluation
   torchrun --nproc_per_node=8 -m lemica evaluate --sp_size 4 --model_path ./ckpts --resolution 720p \\
       --prompts prompts.txt --budgets 25 20 15 10 --output evaluation
   lemica evaluate --pipeline Wan-AI/Wan2.1-T2V-1.3B-Diffusers --call settings.json --prompts prompts.txt \\
@@ -55,19 +56,9 @@ examples:
 """
 
 PAGE = "report.html"
-# What is asked for, and where it goes: no settings of the model.
-_ORDER = (
-    *("masks", "budgets", "spacings", "rules", "force_mask", "fewer_steps", "save_videos"),
-    *("prompts", "image_path", "output", "run", "parser", "pipeline", "call", "sp_size"),
-)
-# What goes with --pipeline; the rest says which HunyuanVideo-1.5.
-_OF_ANY_PIPELINE = (
-    *(name for name in _ORDER if name != "sp_size"),
-    "seeds",
-    "num_inference_steps",
-    "dtype",
-    "offloading",
-)
+# What is asked of a model, and what else does not change its numbers.
+_WANTED = ("masks", "budgets", "spacings", "rules", "force_mask", "fewer_steps", "save_videos")
+_NO_SETTINGS = (*_WANTED, "prompts", "image_path", "output", "run", "parser", "pipeline", "call", "sp_size")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=SPACINGS,
         default=["released"],
-        help="where a budget's steps lie, a row for each: the authors' (default), or evenly spread",
+        help="where a budget's steps lie, a row for each: the authors' (default), or balanced ones",
     )
     group.add_argument(
         "--rules",
@@ -90,28 +81,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="how a budget's kept velocities are carried on, a row for each: hold, the newest as it is; damped, half "
         "way to the line through the last two, corrected; taylor-step, Taylor's series through the last three "
-        "(default: as generate.py, residual + hold with released steps, damped with uniform ones)",
+        "(default: as generate.py, residual + hold with released steps, damped with balanced ones)",
     )
     group.add_argument("--fewer_steps", action="store_true", help="also sample with as few steps as each mask computes")
     add_switch(group, "--force_mask", "take masks of another model, sampler or arithmetic (default: false)")
     group.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder of numbers and videos")
     text = "keep an mp4 of each sample and method, and the page (default: true with the kit, false with --pipeline)"
     add_switch(group, "--save_videos", text, None)
-    pipeline = parser.add_argument_group("any diffusers pipeline")
-    pipeline.add_argument("--pipeline", metavar="PATH_OR_ID", help="its folder, or a Hub repository owner/name")
-    pipeline.add_argument("--call", type=Path, metavar="FILE", help="JSON object: keyword arguments of every call")
-    weights = parser.add_argument_group("weights")
-    weights.add_argument(
-        "--dtype",
-        default="bf16",
-        choices=["bf16", "fp32"],
-        help="of the kit's transformer on a GPU, or the pipeline",
-    )
-    add_switch(weights, "--offloading", "keep models on the CPU while they are not used (default: true)", True)
+    weights = add_which_model(parser)
     weights.add_argument(
         "--sp_size", type=int, default=1, metavar="N", help="ranks that make a video together (default: 1)"
     )
-    add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -147,7 +127,7 @@ def _evaluate_hunyuan(args: argparse.Namespace, samples: "list[Sample]", order: 
     from lemica.quality.evaluate import evaluate_to
     from lemica.quality.hunyuan import KitVideos
 
-    settings = {name: value for name, value in vars(args).items() if name not in _ORDER}
+    settings = {name: value for name, value in vars(args).items() if name not in _NO_SETTINGS}
     with_image = samples[0].image_path is not None
     model = KitVideos(args, settings, args.num_inference_steps, with_image, args.sp_size)
     return evaluate_to(args.output, model, samples, order)
@@ -170,22 +150,12 @@ def _check(args: argparse.Namespace) -> None:
         raise Refused("there is nothing to evaluate: give --masks or --budgets")
     if args.rules and not args.budgets:
         raise Refused("--rules goes with --budgets: masks say themselves how they are carried on")
-    if args.video_length < 1:
-        raise Refused(f"--video_length must be at least 1, got {args.video_length}")
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if args.sp_size < 1 or world_size % args.sp_size:
         raise Refused(f"--sp_size {args.sp_size} must divide the number of ranks, {world_size}: torchrun starts these")
-    if args.pipeline is None:
-        if args.model_path is None or args.resolution is None:
-            raise Refused("give --model_path and --resolution for HunyuanVideo-1.5, or --pipeline for any other model")
-        if args.call is not None:
-            raise Refused("--call goes with --pipeline: leave it out")
-        if args.budgets and max(args.budgets) > args.num_inference_steps:
-            raise Refused(f"--budgets {max(args.budgets)} is above the number of steps, {args.num_inference_steps}")
-        return
-    for name, value in vars(args).items():
-        if name not in _OF_ANY_PIPELINE and value != args.parser.get_default(name):
-            raise Refused(f"--{name} is of HunyuanVideo-1.5 with the kit: leave it out with --pipeline")
+    check_which_model(args, own=_WANTED)
+    if args.pipeline is None and args.budgets and max(args.budgets) > args.num_inference_steps:
+        raise Refused(f"--budgets {max(args.budgets)} is above the number of steps, {args.num_inference_steps}")
 
 
 def _by_name(paths: Sequence[Path]) -> dict[str, Path]:
