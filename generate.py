@@ -232,17 +232,18 @@ def add_cache_flags(group) -> None:
     group.add_argument(
         "--lemica_spacing",
         choices=SPACINGS,
-        help="lemica, without a mask: the steps that the authors released, or evenly spread ones (default: released)",
+        help="lemica, without a mask: the steps that the authors released, or balanced ones, which need no calibration "
+        "either (default: released)",
     )
     group.add_argument(
         "--lemica_reuse",
         choices=KEPT,
-        help="lemica, without a mask: what is reused (default: residual; velocity with uniform steps)",
+        help="lemica, without a mask: what is reused (default: residual; velocity with balanced steps)",
     )
     group.add_argument(
         "--lemica_forecast",
         choices=RULES,
-        help="lemica, without a mask: how it is carried on (default: hold; damped with uniform steps)",
+        help="lemica, without a mask: how it is carried on (default: hold; damped with balanced steps)",
     )
     add_switch(
         group, "--force_mask", False, "lemica: use a mask of another model, sampler or arithmetic (default: false)"

@@ -6,7 +6,7 @@ masks and their files. Where a mask comes from is told by ``Mask.origin``:
 
 released  the four masks that the LeMiCa authors published for HunyuanVideo-1.5 at 50 steps (arXiv 2511.00090)
 derived   any other budget or step count, interpolated from the released ones by ``step_mask``
-uniform   evenly spread steps (``uniform_mask``)
+balanced  evenly spread by number and noise level (``balanced_mask``)
 planned   a mask file, as ``lemica plan`` writes them
 """
 
@@ -39,8 +39,10 @@ RELEASED_STEPS = {
     10: (0, 1, 3, 5, 9, 17, 25, 33, 41, 49),
 }
 
-# How the steps of a budget lie where no mask is given: as the authors released them, or evenly spread.
-SPACINGS = ("released", "uniform")
+# How the steps of a budget lie where no mask is given: as the authors released them, or ``balanced_mask``.
+SPACINGS = ("released", "balanced")
+# How much of a step's place the noise level makes, its number the rest.
+NOISE_SHARE = 0.25
 # A forecast goes no further from the newest tensor than so many steps would take it.
 FURTHEST = 4
 # Half of what forecasts have missed is paid back after so long a gap.
@@ -95,7 +97,7 @@ class Mask:
             its own; an empty row takes that as it is. None where they follow from `rule` and the noise levels
             (``with_weights``).
         rule: the name of the rule that gave the weights.
-        origin: "released", "derived", "uniform" or "planned"; or what computes every step: "no cache" or another
+        origin: "released", "derived", "balanced" or "planned"; or what computes every step: "no cache" or another
             cache's name.
         made_by: how the mask was made, for people.
         target: what the mask belongs to.
@@ -370,15 +372,35 @@ def _invert(counts: list[Fraction], target: Fraction) -> Fraction:
     return right - (counts[right] - target) / (counts[right] - counts[right - 1])
 
 
-def uniform_mask(budget: int, num_steps: int) -> StepMask:
-    """`budget` computed steps spread evenly from the first to the last step, halves rounded up.
+def balanced_mask(budget: int, num_steps: int, sigmas: Sequence[float]) -> StepMask:
+    """`budget` computed steps spread evenly between the first and the last, by their number and by the noise level.
+
+    Step i lies at (1 - q) i / (N - 1) + q (sigma_0 - sigma_i) / (sigma_0 - sigma_{N-1}), q = ``NOISE_SHARE``; the
+    computed steps are those nearest to even places. A flow shift makes steps long in noise near the end: more are
+    computed there. No calibration knows the model, found on five small ones (docs/quality.md).
+
+    Args:
+        budget: how many steps are computed.
+        num_steps: of how many.
+        sigmas: the noise levels, one per step at least.
 
     Raises ValueError if `budget` is not in 2..num_steps.
+
+    Example:
+        >>> computed_steps(balanced_mask(3, 9, [1, 0.98, 0.95, 0.92, 0.88, 0.83, 0.77, 0.69, 0.5]))
+        (0, 5, 8)
     """
     if not 2 <= budget <= num_steps:
-        raise ValueError(f"no uniform mask of budget {budget} for {num_steps} steps; choose 2 to {num_steps}")
-    gaps = budget - 1
-    return mask_of([(2 * k * (num_steps - 1) + gaps) // (2 * gaps) for k in range(budget)], num_steps)
+        raise ValueError(f"no mask of budget {budget} for {num_steps} steps; choose 2 to {num_steps}")
+    first, last = sigmas[0], sigmas[num_steps - 1]
+    fallen = [(first - sigma) / (first - last) if first != last else 0.0 for sigma in sigmas[:num_steps]]
+    places = [(1 - NOISE_SHARE) * step / (num_steps - 1) + NOISE_SHARE * fallen[step] for step in range(num_steps)]
+    steps = [0]
+    for k in range(1, budget - 1):
+        # Those after this one need a step each.
+        free = range(steps[-1] + 1, num_steps - (budget - 1 - k))
+        steps.append(min(free, key=lambda step, place=k / (budget - 1): abs(places[step] - place)))
+    return mask_of([*steps, num_steps - 1], num_steps)
 
 
 def read_mask(path: str | os.PathLike) -> Mask:
@@ -482,7 +504,7 @@ class InferState:
     `lemica_mask` is a mask of one's own, and brings what is kept and the weights. Without it `lemica_step` names a
     budget (None: ``default_budget``) and `lemica_spacing` one of ``SPACINGS``; `lemica_reuse` is what is kept and
     `lemica_forecast` one of ``RULES``, by default residual and hold with released steps, velocity and damped with
-    uniform ones. `force_mask` uses a mask that belongs to another model, sampler or arithmetic.
+    balanced ones. `force_mask` uses a mask that belongs to another model, sampler or arithmetic.
     """
 
     enable_sageattn: bool = False
@@ -629,7 +651,7 @@ def resolve_mask(state: InferState | None, run: Target) -> Mask:
         _refuse_unfit(state.lemica_mask, run, state.force_mask)
         return state.lemica_mask.with_weights(run.sigmas, is_euler=True)
     budget = _budget(state.lemica_step, num_steps)
-    mask = _mask_of_budget(state, budget, num_steps)
+    mask = _mask_of_budget(state, budget, run.sigmas)
     try:
         return mask.with_weights(run.sigmas, is_euler=True)
     except ValueError as error:
@@ -639,12 +661,13 @@ def resolve_mask(state: InferState | None, run: Target) -> Mask:
         ) from error
 
 
-def _mask_of_budget(state: InferState, budget: int, num_steps: int) -> Mask:
-    """The mask without weights that the state's budget and spacing stand for."""
+def _mask_of_budget(state: InferState, budget: int, sigmas: Sequence[float]) -> Mask:
+    """The mask without weights that the state's budget and spacing stand for with N + 1 noise levels."""
+    num_steps = len(sigmas) - 1
     if state.lemica_spacing not in SPACINGS:
         raise ValueError(f"lemica_spacing must be one of {', '.join(SPACINGS)}; got {state.lemica_spacing!r:.60}")
-    if state.lemica_spacing == "uniform":
-        steps, kept, rule, origin = uniform_mask(budget, num_steps), "velocity", "damped", "uniform"
+    if state.lemica_spacing == "balanced":
+        steps, kept, rule, origin = balanced_mask(budget, num_steps, sigmas), "velocity", "damped", "balanced"
     else:
         steps, kept, rule = step_mask(budget, num_steps), "residual", "hold"
         origin = "released" if is_released(budget, num_steps) else "derived"

@@ -3,13 +3,13 @@
     {"name": "fewer steps", "steps": 50, "budgets": [25, 20], "sampler": true}         B steps, all computed, no cache
     {"name": "noise floor", "steps": 50, "budgets": [25, 20], "floor": true}           all computed, the noise moved
     {"name": "released", "steps": 50, "budgets": [25, 20]}                             the kit's own masks
-    {"name": "uniform", "steps": 50, "budgets": [25, 20], "mask": "uniform", "kept": "velocity", "forecast": "damped"}
+    {"name": "balanced", "steps": 50, "budgets": [25, 20], "mask": "balanced", "kept": "velocity", "forecast": "damped"}
     {"name": "uniform", "steps": 50, "budgets": [25, 20], "mask": "uniform", "forecast": "fitted"}
     {"name": "minimax", "steps": 50, "budgets": [25, 20], "mask": "planned", "forecast": "fitted", "history": 2}
 
-A mask is released, uniform or planned, when it is needed, on the calibration (demo/calibrations.py) of the measured
-task, steps and arithmetic, from which fitted and taylor-step weights of other masks are, too. "forecast", "history",
-"objective" and "correct" are those of lemica.planning.plan.
+A mask is released, balanced, uniform or planned, when it is needed, on the calibration (demo/calibrations.py) of the
+measured task, steps and arithmetic, from which fitted and taylor-step weights of other masks are, too, and the noise
+levels of balanced ones. "forecast", "history", "objective" and "correct" are those of lemica.planning.plan.
 """
 
 import json
@@ -17,8 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo.calibrations import calibration
-from lemica.masks import RULES, Mask, step_mask, uniform_mask
+from lemica.masks import RULES, Mask, balanced_mask, step_mask, uniform_mask
 from lemica.planning.plan import plan, with_forecast
+
+# The steps of a mask that is not planned: of a budget, a number of steps, and a calibration for its noise levels.
+SPACINGS = {
+    "released": lambda budget, num_steps, _: step_mask(budget, num_steps),
+    "uniform": lambda budget, num_steps, _: uniform_mask(budget, num_steps),
+    "balanced": lambda budget, num_steps, name: balanced_mask(budget, num_steps, calibration(name).target.sigmas),
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ def mask_of(entry: dict, budget: int, name: str) -> Mask:
     options = {option: entry[option] for option in ("history", "objective", "correct") if option in entry}
     if kind == "planned":
         return plan(calibration(name), budget, forecast, **options)
-    steps = {"released": step_mask, "uniform": uniform_mask}[kind](budget, entry["steps"])
+    steps = SPACINGS[kind](budget, entry["steps"], name)
     if forecast in RULES:
         return Mask(steps, entry.get("kept", "residual"), rule=forecast)
     return with_forecast(steps, calibration(name), forecast, **options)

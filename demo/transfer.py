@@ -23,7 +23,7 @@ from demo.methods import Method
 from demo.pairs import batches
 from demo.quality import AT_ONCE, quality
 from demo.results import Results, write_results
-from lemica.masks import Mask, uniform_mask
+from lemica.masks import Mask, balanced_mask, uniform_mask
 from lemica.planning.graph import ErrorGraph, read_graph
 from lemica.planning.plan import plan, with_forecast
 
@@ -56,9 +56,11 @@ class Setting:
 def methods_of(budget: int, own: ErrorGraph, demo: ErrorGraph) -> list[Method]:
     """Everything of one budget, from the model's own graph and that of the demo model."""
     uniform, elsewhere = uniform_mask(budget, own.num_steps), plan(demo, budget)
+    balanced = balanced_mask(budget, own.num_steps, own.target.sigmas)
     return [
         Method("fewer steps", Mask(uniform), sampler=True),
         Method("uniform, damped", Mask(uniform, "velocity", rule="damped")),
+        Method("balanced, damped", Mask(balanced, "velocity", rule="damped")),
         Method("planned on the demo model, damped", Mask(elsewhere.steps, "velocity", rule="damped")),
         Method("planned and fitted on the demo model", elsewhere),
         Method("planned on the demo model, fitted here", with_forecast(elsewhere.steps, own)),

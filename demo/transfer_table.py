@@ -10,6 +10,7 @@ from demo.results import Results
 NAMES = {
     "fewer steps": "fewer steps",
     "uniform, damped, velocity + damped": "uniform, damped",
+    "balanced, damped, velocity + damped": "balanced, damped",
     "planned on the demo model, damped, velocity + damped": "demo model's plan, damped",
     "planned and fitted on the demo model, velocity + fitted": "demo model's plan and weights",
     "planned on the demo model, fitted here, velocity + fitted": "demo model's plan, own weights",

@@ -37,6 +37,7 @@ METHODS = {
     "uniform, residual + hold": "uniform steps, residual held",
     "uniform, velocity + damped": "uniform steps, damped and corrected",
     "uniform, velocity + fitted": "uniform steps, fitted and corrected",
+    "balanced, velocity + damped": "balanced steps, damped and corrected",
     "minimax, velocity + hold": "planned, held (LeMiCa)",
     "minimax, velocity + damped": "planned, damped and corrected",
     "minimax, velocity + taylor-step": "planned, taylor-step and corrected",
@@ -46,7 +47,7 @@ METHODS = {
 README_METHODS = (
     "fewer steps",
     "released, residual + hold",
-    "uniform, velocity + damped",
+    "balanced, velocity + damped",
     "minimax, velocity + hold",
     "minimax, velocity + fitted",
 )
@@ -57,8 +58,9 @@ COMPARED = (
     ("minimax, velocity + fitted", "fewer steps", "the same over fewer steps"),
     ("minimax, velocity + fitted", "minimax, velocity + hold", "the same over planned, held (LeMiCa)"),
     ("minimax, velocity + fitted", "minimax, no correction, velocity + fitted", "what the correction adds"),
-    ("uniform, velocity + damped", "fewer steps", "uniform, damped and corrected, over fewer steps"),
-    ("uniform, velocity + damped", "released, residual + hold", "the same over the authors' steps, residual held"),
+    ("balanced, velocity + damped", "fewer steps", "balanced, damped and corrected, over fewer steps"),
+    ("balanced, velocity + damped", "uniform, velocity + damped", "the same over uniform steps"),
+    ("balanced, velocity + damped", "released, residual + hold", "the same over the authors' steps, residual held"),
 )
 
 # What the calibrated tasks are called, and the arithmetics.

@@ -42,8 +42,10 @@ RELEASED_STEPS = {
     10: (0, 1, 3, 5, 9, 17, 25, 33, 41, 49),
 }
 
-# How the steps of a budget lie where no mask is given: as the authors released them, or evenly spread.
-SPACINGS = ("released", "uniform")
+# How the steps of a budget lie where no mask is given: as the authors released them, or ``balanced_mask``.
+SPACINGS = ("released", "balanced")
+# How much of a step's place the noise level makes, its number the rest.
+NOISE_SHARE = 0.25
 # A forecast goes no further from the newest tensor than so many steps would take it.
 FURTHEST = 4
 # Half of what forecasts have missed is paid back after so long a gap.
@@ -98,7 +100,7 @@ class Mask:
             its own; an empty row takes that as it is. None where they follow from `rule` and the noise levels
             (``with_weights``).
         rule: the name of the rule that gave the weights.
-        origin: "released", "derived", "uniform" or "planned"; or what computes every step: "no cache" or another
+        origin: "released", "derived", "balanced" or "planned"; or what computes every step: "no cache" or another
             cache's name.
         made_by: how the mask was made, for people.
         target: what the mask belongs to.
@@ -373,15 +375,35 @@ def _invert(counts: list[Fraction], target: Fraction) -> Fraction:
     return right - (counts[right] - target) / (counts[right] - counts[right - 1])
 
 
-def uniform_mask(budget: int, num_steps: int) -> StepMask:
-    """`budget` computed steps spread evenly from the first to the last step, halves rounded up.
+def balanced_mask(budget: int, num_steps: int, sigmas: Sequence[float]) -> StepMask:
+    """`budget` computed steps spread evenly between the first and the last, by their number and by the noise level.
+
+    Step i lies at (1 - q) i / (N - 1) + q (sigma_0 - sigma_i) / (sigma_0 - sigma_{N-1}), q = ``NOISE_SHARE``; the
+    computed steps are those nearest to even places. A flow shift makes steps long in noise near the end: more are
+    computed there. No calibration knows the model, found on five small ones (docs/quality.md).
+
+    Args:
+        budget: how many steps are computed.
+        num_steps: of how many.
+        sigmas: the noise levels, one per step at least.
 
     Raises ValueError if `budget` is not in 2..num_steps.
+
+    Example:
+        >>> computed_steps(balanced_mask(3, 9, [1, 0.98, 0.95, 0.92, 0.88, 0.83, 0.77, 0.69, 0.5]))
+        (0, 5, 8)
     """
     if not 2 <= budget <= num_steps:
-        raise ValueError(f"no uniform mask of budget {budget} for {num_steps} steps; choose 2 to {num_steps}")
-    gaps = budget - 1
-    return mask_of([(2 * k * (num_steps - 1) + gaps) // (2 * gaps) for k in range(budget)], num_steps)
+        raise ValueError(f"no mask of budget {budget} for {num_steps} steps; choose 2 to {num_steps}")
+    first, last = sigmas[0], sigmas[num_steps - 1]
+    fallen = [(first - sigma) / (first - last) if first != last else 0.0 for sigma in sigmas[:num_steps]]
+    places = [(1 - NOISE_SHARE) * step / (num_steps - 1) + NOISE_SHARE * fallen[step] for step in range(num_steps)]
+    steps = [0]
+    for k in range(1, budget - 1):
+        # Those after this one need a step each.
+        free = range(steps[-1] + 1, num_steps - (budget - 1 - k))
+        steps.append(min(free, key=lambda step, place=k / (budget - 1): abs(places[step] - place)))
+    return mask_of([*steps, num_steps - 1], num_steps)
 
 
 def read_mask(path: str | os.PathLike) -> Mask:
@@ -473,6 +495,17 @@ def target_from(content) -> Target:
 
 
 # ---- shared with the kit: end
+
+
+def uniform_mask(budget: int, num_steps: int) -> StepMask:
+    """`budget` computed steps spread evenly from the first to the last step, halves rounded up.
+
+    Raises ValueError if `budget` is not in 2..num_steps.
+    """
+    if not 2 <= budget <= num_steps:
+        raise ValueError(f"no uniform mask of budget {budget} for {num_steps} steps; choose 2 to {num_steps}")
+    gaps = budget - 1
+    return mask_of([(2 * k * (num_steps - 1) + gaps) // (2 * gaps) for k in range(budget)], num_steps)
 
 
 def write_mask(mask: Mask, path: str | os.PathLike) -> None:

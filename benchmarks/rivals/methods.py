@@ -14,7 +14,7 @@ from benchmarks.rivals import diffusers_caches
 from benchmarks.rivals.bench import Bench
 from benchmarks.rivals.fitted import NUM_STEPS, Fitted
 from benchmarks.rivals.papers import dpcache, l2p, mean_cache, spectrum, teacache
-from lemica.masks import Mask, step_mask, uniform_mask
+from lemica.masks import Mask, balanced_mask, step_mask, uniform_mask
 from lemica.planning.plan import plan
 from lemica.reuse.loops import reusing
 
@@ -48,11 +48,11 @@ def planned(bench: Bench, fitted: Fitted, budget: int, forecast: str = "fitted")
     return with_mask(bench, plan(fitted.graph, budget, forecast))
 
 
-def uniform(bench: Bench, fitted: Fitted, budget: int) -> AbstractContextManager[Any]:
-    """What takes no calibration: evenly spread steps, damped and corrected."""
-    sigmas = fitted.graph.moments.sigmas
-    mask = Mask(uniform_mask(budget, NUM_STEPS), "velocity", rule="damped")
-    return with_mask(bench, mask.with_weights(list(sigmas), is_euler=True))
+def balanced(bench: Bench, fitted: Fitted, budget: int) -> AbstractContextManager[Any]:
+    """What takes no calibration: balanced steps, damped and corrected."""
+    sigmas = list(fitted.graph.moments.sigmas)
+    mask = Mask(balanced_mask(budget, NUM_STEPS, sigmas), "velocity", rule="damped")
+    return with_mask(bench, mask.with_weights(sigmas, is_euler=True))
 
 
 # ---- packages
@@ -120,7 +120,7 @@ METHODS: dict[str, Method] = {
     FLOOR: uncached,
     FEWER_STEPS: uncached,
     "LeMiCa, planned": planned,
-    "LeMiCa, uniform": uniform,
+    "LeMiCa, balanced": balanced,
     "FirstBlockCache": _needing_no_fit(diffusers_caches.first_block_cache),
     "MagCache": mag_cache,
     "SeaCache": _needing_no_fit(diffusers_caches.sea_cache),

@@ -102,7 +102,7 @@ FAMILIES = (
     Family(FLOOR, FLOOR, [{}], default={}),
     Family(FEWER_STEPS, FEWER_STEPS, choices(budget=BUDGETS)),
     *map(lemica, ("fitted", "damped", "taylor-step", "hold")),
-    Family("LeMiCa: uniform, damped (no calibration)", "LeMiCa, uniform", choices(budget=BUDGETS)),
+    Family("LeMiCa: balanced, damped (no calibration)", "LeMiCa, balanced", choices(budget=BUDGETS)),
     Family("FirstBlockCache", "FirstBlockCache", [{}], ("threshold", 0.01, 1.0), {}),
     Family(
         "MagCache",

@@ -76,7 +76,7 @@ def evaluate(
         fewer_steps: also sample with as few steps as each mask computes: what a cache has to beat.
         output: a folder for the numbers and the table. The same call goes on with what is in it, and may have other
             masks and budgets.
-        spacings: where the steps of a budget lie, "released" and "uniform", as in ``lemica.enable``.
+        spacings: where the steps of a budget lie, "released" and "balanced", as in ``lemica.enable``.
         rules: how a budget's kept outputs are carried on, "hold", "damped" and "taylor-step"; none: as each spacing has
             it by default.
         show_progress: a progress bar, and the cost before it.

@@ -66,8 +66,8 @@ class Videos:
 def safe_name(text: str) -> str:
     """A text as part of a file's name, on any system.
 
-    >>> safe_name("budget 25, uniform"), safe_name("../a: b?")
-    ('budget_25_uniform', 'a_b')
+    >>> safe_name("budget 25, balanced"), safe_name("../a: b?")
+    ('budget_25_balanced', 'a_b')
     """
     return re.sub(r"[^A-Za-z0-9.+-]+", "_", text)[:_LONGEST_NAME].strip("._")
 

@@ -58,7 +58,7 @@ class Budget:
 
     Args:
         steps: how many, at least 2.
-        spacing: where they lie, "released" or "uniform".
+        spacing: where they lie, "released" or "balanced".
         rule: how kept velocities are carried on, one of ``WANTED_RULES``; None: as the spacing has it by default.
     """
 
@@ -70,8 +70,8 @@ class Budget:
     def name(self) -> str:
         """Its row of the table.
 
-        >>> Budget(25).name, Budget(25, "uniform", "hold").name
-        ('budget 25', 'budget 25, uniform, velocity + hold')
+        >>> Budget(25).name, Budget(25, "balanced", "hold").name
+        ('budget 25', 'budget 25, balanced, velocity + hold')
         """
         spacing = "" if self.spacing == "released" else f", {self.spacing}"
         return f"budget {self.steps}{spacing}" + ("" if self.rule is None else f", velocity + {self.rule}")
@@ -149,8 +149,8 @@ def wanted_methods(
     Raises Refused for files that are no masks, for a name that another row has, and where there is nothing.
 
     Example:
-        >>> list(wanted_methods({}, [25, 20], ["released", "uniform"]))
-        ['budget 25', 'budget 25, uniform', 'budget 20', 'budget 20, uniform']
+        >>> list(wanted_methods({}, [25, 20], ["released", "balanced"]))
+        ['budget 25', 'budget 25, balanced', 'budget 20', 'budget 20, balanced']
     """
     for budget in budgets:
         if budget < 2:

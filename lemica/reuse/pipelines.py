@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from lemica.masks import SPACINGS, Mask, read_mask, uniform_mask
+from lemica.masks import SPACINGS, Mask, balanced_mask, read_mask
 from lemica.released import mask_for_budget, recognise, released_models
 from lemica.reuse.cache import StepReuse, fitting
 from lemica.reuse.hook import Hook
@@ -47,8 +47,9 @@ def enable(
         mask: a mask, or the file of one, as from ``lemica.plan``.
         budget: instead of a mask, the number of computed steps.
         spacing: where a budget's steps lie. "released", the default: the LeMiCa authors' mask for the pipeline's model
-            and number of steps where they have one, else one that is derived from theirs; outputs are held. "uniform":
-            evenly spread, outputs carried on halfway along their line (damped), and corrected with Euler's sampler.
+            and number of steps where they have one, else one that is derived from theirs; outputs are held. "balanced":
+            spread evenly by number and noise level (``lemica.masks.balanced_mask``), outputs carried on halfway along
+            their line (damped), and corrected with Euler's sampler.
         model: with a budget, the name of the authors' model (``lemica.released.released_models``), where the
             pipeline's is not recognised.
         force: take a mask that belongs to another model, sampler or arithmetic.
@@ -170,21 +171,22 @@ def _budget_chooser(pipe: Any, budget: int, spacing: str, model: str | None) -> 
     """Chooses a mask of that spacing when the number of steps is known."""
     if spacing not in SPACINGS:
         raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}; got {spacing!r:.60}")
-    if spacing == "uniform" and model is not None:
-        raise ValueError("uniform steps are the same for every model: leave out model")
-    if spacing == "uniform":
-        return partial(_uniform, budget)
+    if spacing == "balanced" and model is not None:
+        raise ValueError("balanced steps are the same for every model: leave out model")
+    if spacing == "balanced":
+        return partial(_balanced, budget)
     if model is not None and model not in released_models():
         raise ValueError(f"the authors' models are {', '.join(released_models())}; got {model!r:.60}")
     name = model or recognised_model(pipe)
     return lambda scheduler: mask_for_budget(name, budget, len(scheduler.timesteps))
 
 
-def _uniform(budget: int, scheduler: Any) -> Mask:
-    """Evenly spread steps, damped and corrected, for a scheduler whose time steps are set."""
-    steps = uniform_mask(budget, len(scheduler.timesteps))
-    mask = Mask(steps, "velocity", rule="damped", origin="uniform", made_by="evenly spread steps")
-    return mask.with_weights(noise_levels(scheduler), is_euler(scheduler))
+def _balanced(budget: int, scheduler: Any) -> Mask:
+    """Balanced steps, damped and corrected, for a scheduler whose time steps are set."""
+    levels = noise_levels(scheduler)
+    steps = balanced_mask(budget, len(scheduler.timesteps), levels)
+    mask = Mask(steps, "velocity", rule="damped", origin="balanced", made_by="balanced steps")
+    return mask.with_weights(levels, is_euler(scheduler))
 
 
 def recognised_model(pipe: Any) -> str | None:

@@ -17,7 +17,7 @@ from demo.methods import read_methods
 from demo.pairs import Batch, Pair, batches
 from demo.quality import main, quality
 from demo.results import budget_table, gain_table, merged, methods_in, read_results, rows_of, write_results
-from lemica.masks import step_mask, uniform_mask
+from lemica.masks import balanced_mask, step_mask, uniform_mask
 from lemica.planning.plan import plan, with_forecast
 
 MEASUREMENTS = REPOSITORY / "assets" / "measurements"
@@ -30,10 +30,11 @@ def methods_of(folder, *entries):
 
 
 def test_every_kind_of_method_has_its_steps_and_its_rule(tmp_path):
-    released, uniform, planned, plain, fitted, fewer, floor = methods_of(
+    released, uniform, balanced, planned, plain, fitted, fewer, floor = methods_of(
         tmp_path,
         {"name": "released", "steps": 50, "budgets": [20]},
         {"name": "uniform", "steps": 50, "budgets": [20], "mask": "uniform", "kept": "velocity", "forecast": "damped"},
+        {"name": "balanced", "steps": 50, "budgets": [20], "mask": "balanced"},
         {"name": "minimax", "steps": 50, "budgets": [20], "mask": "planned", "forecast": "fitted", "history": 3},
         {
             "name": "no correction",
@@ -52,6 +53,7 @@ def test_every_kind_of_method_has_its_steps_and_its_rule(tmp_path):
     assert (released.mask.kept, released.mask.rule) == ("residual", "hold")
     assert uniform.mask.steps == uniform_mask(20, 50)
     assert (uniform.mask.kept, uniform.mask.rule) == ("velocity", "damped")
+    assert balanced.mask.steps == balanced_mask(20, 50, graph.target.sigmas)
     assert planned.mask == plan(graph, 20, "fitted", history=3)
     assert plain.mask == plan(graph, 20, correct=False)
     assert fitted.mask.steps == step_mask(20, 50)

@@ -29,7 +29,7 @@ from lemica.quality.wanted import Budget, wanted_methods
 N = 5
 PROMPTS = ("a red circle moves left", "a blue square moves right over sand")
 STEPS = mask_of((0, 2, 4), N)
-ROWS = ["no cache", "mine", "budget 3", "budget 3, uniform", "fewer steps (3)", "noise floor"]
+ROWS = ["no cache", "mine", "budget 3", "budget 3, balanced", "fewer steps (3)", "noise floor"]
 WORKER = Path(__file__).with_name("evaluate_worker.py")
 
 
@@ -42,7 +42,7 @@ def options(checkpoint, tmp_path_factory) -> list[str]:
     words = {"--model_path": checkpoint, "--prompts": folder / "prompts.txt", "--masks": folder / "mine.json"}
     words |= {"--resolution": "480p", "--aspect_ratio": "1:1", "--video_length": 1, "--num_inference_steps": N}
     words |= {"--budgets": 3, "--spacings": "released"}
-    return ["evaluate", *(str(word) for pair in words.items() for word in pair), "uniform", "--fewer_steps"]
+    return ["evaluate", *(str(word) for pair in words.items() for word in pair), "balanced", "--fewer_steps"]
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_rows_are_those_of_the_pipeline_itself(evaluated, pipe):
     made = {
         "mine": frames(pipe, prompt, lemica_mask=mine),
         "budget 3": frames(pipe, prompt, lemica_step=3),
-        "budget 3, uniform": frames(pipe, prompt, lemica_step=3, lemica_spacing="uniform"),
+        "budget 3, balanced": frames(pipe, prompt, lemica_step=3, lemica_spacing="balanced"),
         "fewer steps (3)": frames(pipe, prompt, steps=3),
     }
     for name, video in made.items():
@@ -192,11 +192,11 @@ def test_a_finished_evaluation_loads_nothing(command, evaluated, unloadable, tmp
 
 def test_a_video_that_is_gone_is_made_again(command, evaluated, pipe, tmp_path):
     shutil.copytree(evaluated.folder, tmp_path / "evaluation")
-    (video,) = (tmp_path / "evaluation" / "videos").glob("000*/budget_3_uniform*.mp4")
+    (video,) = (tmp_path / "evaluation" / "videos").glob("000*/budget_3_balanced*.mp4")
     video.unlink()
     with counting() as (made, _):
         main(command)
-    assert made == ["two steps", "no cache", "budget 3, uniform"]
+    assert made == ["two steps", "no cache", "budget 3, balanced"]
     assert video.is_file() and numbers(tmp_path / "evaluation") == numbers(evaluated.folder)
 
 
@@ -237,7 +237,7 @@ def test_a_forced_mask_is_taken_and_a_note_says_so(command, unloadable, other_ma
     assert tried.notes[0].endswith(", used all the same")
 
 
-@pytest.mark.parametrize("spacing", ["released", "uniform"])
+@pytest.mark.parametrize("spacing", ["released", "balanced"])
 @pytest.mark.parametrize("rule", ["hold", "damped"])
 def test_a_rule_gives_the_mask_that_the_kits_flags_give(spacing, rule):
     target = Target(sigmas=tuple((1 - step / 50) for step in range(51)))
@@ -260,7 +260,7 @@ def free_port() -> int:
 def test_two_ranks_give_the_numbers_of_one_apart_and_together(options, evaluated, tmp_path):
     (tmp_path / "first.txt").write_text(PROMPTS[0], encoding="utf-8")
     at = options.index("--masks")
-    short = [word for word in (*options[:at], *options[at + 2 :]) if word not in ("--fewer_steps", "uniform")]
+    short = [word for word in (*options[:at], *options[at + 2 :]) if word not in ("--fewer_steps", "balanced")]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
         [*launcher, WORKER, tmp_path, str(free_port()), tmp_path / "first.txt", *short],

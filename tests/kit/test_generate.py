@@ -143,8 +143,8 @@ def test_without_a_mask_kept_tensor_and_rule_can_be_chosen(command):
     assert (state.lemica_reuse, state.lemica_forecast) == ("velocity", "damped")
     _, state = generate.parse_arguments(command(*LEMICA, "--lemica_step", "3"))
     assert (state.lemica_spacing, state.lemica_reuse, state.lemica_forecast) == ("released", None, None)
-    _, state = generate.parse_arguments(command(*LEMICA, "--lemica_step", "3", "--lemica_spacing", "uniform"))
-    assert state.lemica_spacing == "uniform"
+    _, state = generate.parse_arguments(command(*LEMICA, "--lemica_step", "3", "--lemica_spacing", "balanced"))
+    assert state.lemica_spacing == "balanced"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from infer_state import (
     Mask,
     RunReport,
     Target,
+    balanced_mask,
     changed_model_name,
     config_digest,
     get_infer_state,
@@ -23,7 +24,6 @@ from infer_state import (
     parse_range,
     resolve_mask,
     step_mask,
-    uniform_mask,
 )
 
 STEPS = (True, False, True, False, False, True)
@@ -95,14 +95,16 @@ def test_kept_tensor_and_rule_can_be_chosen_for_a_budget():
     assert mask == Mask(step_mask(4, 8), "velocity", rule="damped", origin="derived").with_weights(run.sigmas, True)
 
 
-def test_uniform_steps_keep_velocities_and_carry_them_on_unless_told_otherwise():
-    run = run_of(8)
-    uniform = Mask(uniform_mask(4, 8), "velocity", rule="damped", origin="uniform")
-    assert resolve_mask(lemica(lemica_step=4, lemica_spacing="uniform"), run) == uniform.with_weights(run.sigmas, True)
-    told = lemica(lemica_step=4, lemica_spacing="uniform", lemica_reuse="residual", lemica_forecast="hold")
-    assert resolve_mask(told, run) == replace(uniform, kept="residual", rule="hold").with_weights(run.sigmas)
+def test_balanced_steps_keep_velocities_and_carry_them_on_unless_told_otherwise():
+    run = Target(sigmas=(1.0, 0.99, 0.97, 0.95, 0.92, 0.88, 0.8, 0.6, 0.0))
+    balanced = Mask(balanced_mask(4, 8, run.sigmas), "velocity", rule="damped", origin="balanced")
+    mask = resolve_mask(lemica(lemica_step=4, lemica_spacing="balanced"), run)
+    assert mask == balanced.with_weights(run.sigmas, True)
+    assert mask.computed_steps == (0, 3, 5, 7)
+    told = lemica(lemica_step=4, lemica_spacing="balanced", lemica_reuse="residual", lemica_forecast="hold")
+    assert resolve_mask(told, run) == replace(balanced, kept="residual", rule="hold").with_weights(run.sigmas)
     with pytest.raises(ValueError, match="choose 2 to 8"):
-        resolve_mask(lemica(lemica_step=9, lemica_spacing="uniform"), run)
+        resolve_mask(lemica(lemica_step=9, lemica_spacing="balanced"), run)
 
 
 def test_a_mask_overrides_the_budget_and_keeps_its_weights():
@@ -110,7 +112,7 @@ def test_a_mask_overrides_the_budget_and_keeps_its_weights():
     assert resolve_mask(lemica(lemica_step=4, lemica_mask=own), run_of(6)) is own
     by_rule = Mask(STEPS, rule="damped")
     assert resolve_mask(lemica(lemica_mask=by_rule), run_of(6)).weights == RULES["damped"](STEPS, run_of(6).sigmas)
-    with pytest.raises(ValueError, match="lemica_spacing must be one of released, uniform; got 'even'"):
+    with pytest.raises(ValueError, match="lemica_spacing must be one of released, balanced; got 'even'"):
         resolve_mask(lemica(lemica_step=4, lemica_spacing="even"), run_of(6))
 
 

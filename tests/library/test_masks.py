@@ -1,4 +1,4 @@
-"""Masks and their files: written and read, weights and their refusals, uniform masks, which steps keep a tensor."""
+"""Masks and their files: written and read, weights and their refusals, spacings, which steps keep a tensor."""
 
 import itertools
 import json
@@ -11,6 +11,7 @@ from calibrated import NUM_STEPS, TARGET, calibrated_graph
 
 from lemica.masks import (
     Mask,
+    balanced_mask,
     computed_steps,
     kept_steps,
     mask_of,
@@ -124,6 +125,33 @@ def test_uniform_masks_have_their_budget_and_even_gaps():
 def test_uniform_masks_refuse_what_has_no_mask(budget, steps):
     with pytest.raises(ValueError, match=f"no uniform mask of budget {budget} for {steps} steps; choose 2 to {steps}"):
         uniform_mask(budget, steps)
+
+
+def shifted(shift: float, steps: int) -> list[float]:
+    """The N + 1 noise levels of flow matching with a shift."""
+    return [shift * left / (1 + (shift - 1) * left) for left in (1 - step / steps for step in range(steps + 1))]
+
+
+@pytest.mark.parametrize(
+    ("budget", "shift", "expected"),
+    [(4, 1, "■··■··■··■"), (4, 25, "■···■··■·■"), (9, 25, "■■·■■■■■■■"), (10, 25, "■" * 10)],
+)
+def test_balanced_masks_are_denser_where_steps_cross_more_noise(budget, shift, expected):
+    assert strip(balanced_mask(budget, 10, shifted(shift, 10))) == expected
+
+
+def test_balanced_masks_have_their_budget_whatever_the_noise_levels():
+    for levels in (shifted(100, 59), [1.0] * 60, [0.5, 1.0] * 30, [*shifted(5, 30), *shifted(5, 28)]):
+        for steps in range(2, 60):
+            for budget in range(2, steps + 1):
+                computed = computed_steps(balanced_mask(budget, steps, levels))
+                assert len(computed) == budget and computed[0] == 0 and computed[-1] == steps - 1
+
+
+@pytest.mark.parametrize(("budget", "steps"), [(1, 5), (6, 5), (0, 1)])
+def test_balanced_masks_refuse_what_has_no_mask(budget, steps):
+    with pytest.raises(ValueError, match=f"no mask of budget {budget} for {steps} steps; choose 2 to {steps}"):
+        balanced_mask(budget, steps, shifted(5, 5))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

@@ -160,12 +160,12 @@ def test_lpips_is_measured_where_it_is_installed_and_else_said_how_to_get_it(pip
 def test_a_budget_has_a_row_for_every_spacing_and_rule(pipe):
     rules = ("hold", "taylor-step")
     evaluation = evaluate(
-        pipe, SAMPLES[:1], {}, fewer_steps=False, spacings=("released", "uniform"), rules=rules, budgets=(5, 4)
+        pipe, SAMPLES[:1], {}, fewer_steps=False, spacings=("released", "balanced"), rules=rules, budgets=(5, 4)
     )
     names = [
         f"budget {budget}{spacing}, velocity + {rule}"
         for budget in (5, 4)
-        for spacing in ("", ", uniform")
+        for spacing in ("", ", balanced")
         for rule in rules
     ]
     assert [row.method for row in evaluation.rows] == ["no cache", *names, "noise floor"]
@@ -173,10 +173,10 @@ def test_a_budget_has_a_row_for_every_spacing_and_rule(pipe):
 
 
 def test_uniform_steps_are_those_that_enable_gives(pipe):
-    rows = rows_by_name(evaluate(pipe, SAMPLES[:1], {}, fewer_steps=False, spacings=("uniform",)))
-    with lemica.enable(pipe, budget=5, spacing="uniform"):
+    rows = rows_by_name(evaluate(pipe, SAMPLES[:1], {}, fewer_steps=False, spacings=("balanced",)))
+    with lemica.enable(pipe, budget=5, spacing="balanced"):
         made = frames(pipe, SAMPLES[0])
-    assert rows["budget 5, uniform"].psnr == pytest.approx(psnr(frames(pipe, SAMPLES[0])[0], made[0]))
+    assert rows["budget 5, balanced"].psnr == pytest.approx(psnr(frames(pipe, SAMPLES[0])[0], made[0]))
 
 
 def test_a_rule_that_would_go_too_far_is_left_out_with_a_note(pipe):

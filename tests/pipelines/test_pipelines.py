@@ -7,7 +7,7 @@ from tiny import make, pipelines_here, run
 
 import lemica
 from lemica.errors import Refused
-from lemica.masks import Mask, hold, mask_of, step_mask, uniform_mask
+from lemica.masks import Mask, balanced_mask, hold, mask_of, step_mask
 from lemica.reuse.sampler import noise_levels
 
 STEPS = 6
@@ -144,18 +144,19 @@ def test_a_slot_that_changes_its_branch_is_computed_and_reported():
     assert lemica.summary(tiny.pipe).fallbacks == ((3, 1),)
 
 
-@pytest.mark.parametrize(("name", "corrects"), [("flux", True), ("wan_unipc", False)])
-def test_uniform_steps_need_no_plan_and_are_corrected_where_the_sampler_is_eulers(name, corrects):
+@pytest.mark.parametrize(("name", "corrects"), [("flux", True), ("wan_unipc", False), ("cogvideox_ddim", False)])
+def test_balanced_steps_need_no_plan_and_are_corrected_where_the_sampler_is_eulers(name, corrects):
     tiny = make(name)
-    with lemica.enable(tiny.pipe, budget=3, spacing="uniform"):
-        uniform = run(tiny, STEPS)
+    with lemica.enable(tiny.pipe, budget=3, spacing="balanced"):
+        made = run(tiny, STEPS)
         summary = lemica.summary(tiny.pipe)
-    assert (summary.mask.steps, summary.mask.origin, summary.fallbacks) == (uniform_mask(3, STEPS), "uniform", ())
     levels = noise_levels(tiny.pipe.scheduler)
-    mask = Mask(uniform_mask(3, STEPS), "velocity", rule="damped").with_weights(levels, corrects)
+    steps = balanced_mask(3, STEPS, levels)
+    assert (summary.mask.steps, summary.mask.origin, summary.fallbacks) == (steps, "balanced", ())
+    mask = Mask(steps, "velocity", rule="damped").with_weights(levels, corrects)
     assert bool(mask.corrected_steps) is corrects
     with lemica.enable(tiny.pipe, mask):
-        assert torch.equal(run(tiny, STEPS), uniform)
+        assert torch.equal(run(tiny, STEPS), made)
 
 
 @pytest.mark.parametrize(
@@ -166,9 +167,9 @@ def test_uniform_steps_need_no_plan_and_are_corrected_where_the_sampler_is_euler
         ({"budget": 1}, "budget must be a whole number of steps, at least 2; got 1"),
         ({"budget": 20.0}, "budget must be a whole number"),
         ({"budget": 4, "model": "GPT"}, "the authors' models are "),
-        ({"mask": all_computed(STEPS), "spacing": "uniform"}, "leave out spacing"),
-        ({"budget": 4, "spacing": "uniform", "model": "FLUX.2"}, "leave out model"),
-        ({"budget": 4, "spacing": "even"}, "spacing must be one of released, uniform; got 'even'"),
+        ({"mask": all_computed(STEPS), "spacing": "balanced"}, "leave out spacing"),
+        ({"budget": 4, "spacing": "balanced", "model": "FLUX.2"}, "leave out model"),
+        ({"budget": 4, "spacing": "even"}, "spacing must be one of released, balanced; got 'even'"),
     ],
 )
 def test_what_enable_cannot_take_is_said_in_one_line(arguments, message):
