@@ -7,14 +7,16 @@ Measurements go to assets/measurements/gpu.json, or where LEMICA_GPU_JSON says; 
 CPU, too, in tests/demo/test_gpu_measurements.py.
 """
 
+import json
 import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, TREE, clean_environment
 
 from benchmarks import steps
 from benchmarks.gpu import compiled_graphs, group_offload_copies, noise_floor, step_costs
@@ -125,3 +127,36 @@ def test_compiled_blocks_are_compiled_once(record, monkeypatch):
     assert graphs[0] > 0
     assert set(graphs) == {graphs[0]}
     assert result["difference_db"] is None or result["difference_db"] > 20
+
+
+def in_a_tree(*words: str | Path) -> None:
+    """Type a command of Python's in a tree with the kit in it."""
+    subprocess.run([sys.executable, *map(str, words)], cwd=TREE, env=clean_environment(), check=True)
+
+
+def test_one_loading_gives_the_videos_of_single_commands(checkpoint, tmp_path):
+    command = ["generate.py", "--model_path", checkpoint, "--resolution", "480p", "--sr", "false", "--rewrite", "false"]
+    command += ["--aspect_ratio", "1:1", "--video_length", 5, "--num_inference_steps", 4, "--offloading", "true"]
+    command += ["--enable_cache", "true", "--cache_type", "lemica", "--lemica_step", 2, "--lemica_spacing", "balanced"]
+    prompts = ("a star", 'a "sun" on water')
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
+    in_a_tree(*command, "--prompts", tmp_path / "prompts.txt", "--output_path", tmp_path / "many")
+    for number, prompt in enumerate(prompts):
+        in_a_tree(*command, "--prompt", prompt, "--output_path", tmp_path / f"{number}.mp4")
+        made = tmp_path / "many" / f"{number:04}_seed123.mp4"
+        assert made.read_bytes() == (tmp_path / f"{number}.mp4").read_bytes()
+
+
+def test_evaluate_measures_the_kit(checkpoint, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a star\na sun\n", encoding="utf-8")
+    command = ["--model_path", checkpoint, "--resolution", "480p", "--prompts", tmp_path / "prompts.txt"]
+    command += ["--aspect_ratio", "1:1", "--video_length", 5, "--num_inference_steps", 6, "--budgets", 3]
+    command += ["--spacings", "released", "balanced", "--fewer_steps", "--output", tmp_path / "evaluation"]
+    in_a_tree("-m", "lemica", "evaluate", *command)
+    document = json.loads((tmp_path / "evaluation" / "evaluate.json").read_text())
+    assert document["model"]["dtype"] == "bfloat16"
+    rows = {row["method"]: row for row in document["rows"]}
+    assert list(rows) == ["no cache", "budget 3", "budget 3, balanced", "fewer steps (3)", "noise floor"]
+    assert all(0 < sample["dit_seconds"] < sample["seconds"] for row in rows.values() for sample in row["samples"])
+    assert min(row["psnr"] for row in document["rows"][1:]) > 10
+    assert (tmp_path / "evaluation" / "report.html").exists()
