@@ -44,8 +44,10 @@ RELEASED_STEPS = {
 
 # How the steps of a budget lie where no mask is given: as the authors released them, or ``balanced_mask``.
 SPACINGS = ("released", "balanced")
-# How much of a step's place the noise level makes, its number the rest.
+# The share of a step's place that comes from noise levels (``balanced_mask``); the rest comes from its number.
 NOISE_SHARE = 0.25
+# Noise levels come in float32 and in float64.
+ROUNDING = 1e-6
 # A forecast goes no further from the newest tensor than so many steps would take it.
 FURTHEST = 4
 # Half of what forecasts have missed is paid back after so long a gap.
@@ -198,7 +200,8 @@ def hold(steps: StepMask, _sigmas: Sequence[float] = ()) -> Weights:
 def damped(steps: StepMask, sigmas: Sequence[float]) -> Weights:
     """Halfway from the newest kept tensor to the line through the last two, drawn over the noise level.
 
-    g steps after the newest, more than ``FURTHEST``, only the share FURTHEST / g of that.
+    g steps after the newest, more than ``FURTHEST``, only the share FURTHEST / g of that. A line that would go further
+    than weights may is not followed at all.
     """
     rows: list[tuple[float, ...]] = []
     seen: list[int] = []
@@ -211,6 +214,8 @@ def damped(steps: StepMask, sigmas: Sequence[float]) -> Weights:
             # Heun's sampler takes two steps at one level: there is no line.
             slope = (sigmas[step] - newest) / (newest - older) if newest != older else 0.0
             part = slope / 2 * min(1, FURTHEST / max(step - seen[-1], 1))
+            if not abs(part) + abs(1 + part) <= MAX_WEIGHT_SUM:
+                part = 0.0
         rows.append(() if computed else (-part, 1 + part)[-len(seen) :])
     return tuple(rows)
 
@@ -334,8 +339,7 @@ def step_mask(budget: int, num_steps: int, released: ReleasedMasks = RELEASED) -
 
     Raises ValueError if `budget` is not in 2..num_steps (1 for a single step).
     """
-    if num_steps < 1 or not min(2, num_steps) <= budget <= num_steps:
-        raise ValueError(f"lemica_step must be from 2 to the number of steps, {num_steps}; got {budget}")
+    _check_budget(budget, num_steps)
     return mask_of(_derived_steps(budget, num_steps, released), num_steps)
 
 
@@ -376,34 +380,47 @@ def _invert(counts: list[Fraction], target: Fraction) -> Fraction:
 
 
 def balanced_mask(budget: int, num_steps: int, sigmas: Sequence[float]) -> StepMask:
-    """`budget` computed steps spread evenly between the first and the last, by their number and by the noise level.
+    """`budget` computed steps spread evenly from the first step to the last, by step number and by noise crossed.
 
-    Step i lies at (1 - q) i / (N - 1) + q (sigma_0 - sigma_i) / (sigma_0 - sigma_{N-1}), q = ``NOISE_SHARE``; the
-    computed steps are those nearest to even places. A flow shift makes steps long in noise near the end: more are
-    computed there. No calibration knows the model, found on five small ones (docs/quality.md).
+    Step i lies at (1 - q) i / (N - 1) + q c_i / c_{N-1}, q = ``NOISE_SHARE``, where c_i is the noise that the steps
+    before i cross, the sum of |sigma_{k+1} - sigma_k|. The k-th computed step is the nearest to k / (budget - 1) that
+    is after the one before and leaves a step for each to come; of two equally near the earlier. With a flow shift the
+    last steps cross the most noise, so more of them are computed.
+
+    It needs no calibration. q was chosen on three small models, one of them with three flow shifts (docs/quality.md).
 
     Args:
         budget: how many steps are computed.
         num_steps: of how many.
-        sigmas: the noise levels, one per step at least.
+        sigmas: the noise levels, one per step at least. Where they do not change or are not finite, the step number
+            alone counts.
 
-    Raises ValueError if `budget` is not in 2..num_steps.
+    Raises ValueError if `budget` is not in 2..num_steps, or noise levels are missing.
 
     Example:
         >>> computed_steps(balanced_mask(3, 9, [1, 0.98, 0.95, 0.92, 0.88, 0.83, 0.77, 0.69, 0.5]))
         (0, 5, 8)
     """
-    if not 2 <= budget <= num_steps:
-        raise ValueError(f"no mask of budget {budget} for {num_steps} steps; choose 2 to {num_steps}")
-    first, last = sigmas[0], sigmas[num_steps - 1]
-    fallen = [(first - sigma) / (first - last) if first != last else 0.0 for sigma in sigmas[:num_steps]]
-    places = [(1 - NOISE_SHARE) * step / (num_steps - 1) + NOISE_SHARE * fallen[step] for step in range(num_steps)]
+    _check_budget(budget, num_steps)
+    if len(sigmas) < num_steps:
+        raise ValueError(f"{num_steps} steps need as many noise levels, got {len(sigmas)}")
+    crossed = list(accumulate((abs(b - a) for a, b in pairwise(sigmas[:num_steps])), initial=0.0))
+    if not 0 < crossed[-1] < math.inf:
+        crossed = [float(step) for step in range(num_steps)]
+    last, q = num_steps - 1, NOISE_SHARE
+    places = [(1 - q) * step / last + q * noise / crossed[-1] for step, noise in enumerate(crossed)]
     steps = [0]
     for k in range(1, budget - 1):
-        # Those after this one need a step each.
         free = range(steps[-1] + 1, num_steps - (budget - 1 - k))
-        steps.append(min(free, key=lambda step, place=k / (budget - 1): abs(places[step] - place)))
-    return mask_of([*steps, num_steps - 1], num_steps)
+        # A little before, so that rounding of the levels does not decide between two that are equally near.
+        wanted = k / (budget - 1) - ROUNDING
+        steps.append(min(free, key=lambda step: abs(places[step] - wanted)))
+    return mask_of([*steps, last], num_steps)
+
+
+def _check_budget(budget: int, num_steps: int) -> None:
+    if not min(2, num_steps) <= budget <= num_steps or num_steps < 1:
+        raise ValueError(f"the budget must be from 2 to the number of steps, {num_steps}; got {budget}")
 
 
 def read_mask(path: str | os.PathLike) -> Mask:
@@ -502,8 +519,7 @@ def uniform_mask(budget: int, num_steps: int) -> StepMask:
 
     Raises ValueError if `budget` is not in 2..num_steps.
     """
-    if not 2 <= budget <= num_steps:
-        raise ValueError(f"no uniform mask of budget {budget} for {num_steps} steps; choose 2 to {num_steps}")
+    _check_budget(budget, num_steps)
     gaps = budget - 1
     return mask_of([(2 * k * (num_steps - 1) + gaps) // (2 * gaps) for k in range(budget)], num_steps)
 

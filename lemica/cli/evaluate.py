@@ -72,7 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=SPACINGS,
         default=["released"],
-        help="where a budget's steps lie, a row for each: the authors' (default), or balanced ones",
+        help="where a budget's steps lie, a row for each: the authors' (default), or balanced, spread evenly by step "
+        "number and noise level",
     )
     group.add_argument(
         "--rules",

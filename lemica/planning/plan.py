@@ -78,7 +78,7 @@ def with_forecast(
     """A mask of given steps that keeps velocities, with a forecast's weights.
 
     Args:
-        steps: one boolean per step, as from ``uniform_mask`` or ``step_mask``.
+        steps: one boolean per step, as from ``balanced_mask``, ``uniform_mask`` or ``step_mask``.
         graph: the graph of the model and sampler that the mask is for.
         forecast, history, made_by, correct: as in ``plan``.
 

@@ -82,9 +82,7 @@ class Budget:
 
     @property
     def for_kit(self) -> dict[str, Any]:
-        # Of a rule of its own it takes the steps only, which hold gives at any gap.
-        rule = {} if self.rule is None else {"lemica_forecast": "hold"}
-        return {"lemica_step": self.steps, "lemica_spacing": self.spacing, **rule}
+        return {"lemica_step": self.steps, "lemica_spacing": self.spacing}
 
     def carried_on(self, mask: Mask, sigmas: Sequence[float], is_euler: bool) -> Mask:
         """The mask's steps with velocities that the rule carries on; the mask itself where there is no rule.

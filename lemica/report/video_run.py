@@ -37,7 +37,7 @@ class VideoRun:
 
     Args:
         computed_steps: None for caches other than lemica, which do not report theirs.
-        origin: of the mask: "released", "derived", "planned", or "no cache", or the name of another cache.
+        origin: of the mask: "released", "derived", "balanced", "planned", or "no cache", or the name of another cache.
         rule: what is kept and how reused steps use it; None where no step reuses anything.
         computed_step_seconds: the median over computed steps; None where it is not known which these are.
         reused_step_seconds: the same of reused steps; None too where there are none.

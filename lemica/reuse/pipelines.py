@@ -48,8 +48,8 @@ def enable(
         budget: instead of a mask, the number of computed steps.
         spacing: where a budget's steps lie. "released", the default: the LeMiCa authors' mask for the pipeline's model
             and number of steps where they have one, else one that is derived from theirs; outputs are held. "balanced":
-            spread evenly by number and noise level (``lemica.masks.balanced_mask``), outputs carried on halfway along
-            their line (damped), and corrected with Euler's sampler.
+            spread evenly by step number and noise level (``lemica.masks.balanced_mask``), outputs carried on halfway
+            along their line (damped), and corrected with Euler's sampler.
         model: with a budget, the name of the authors' model (``lemica.released.released_models``), where the
             pipeline's is not recognised.
         force: take a mask that belongs to another model, sampler or arithmetic.
@@ -76,7 +76,7 @@ def enable(
     if getattr(pipe, "scheduler", None) is None:
         raise ValueError(f"{type(pipe).__name__} has no scheduler: give it one first")
     if mask is None:
-        choose = _budget_chooser(pipe, budget, spacing or "released", model)
+        choose = _budget_chooser(pipe, budget, "released" if spacing is None else spacing, model)
     else:
         choose = _mask_chooser(pipe, mask if isinstance(mask, Mask) else read_mask(mask), force)
     refuse_other_caches(denoisers)
@@ -172,7 +172,7 @@ def _budget_chooser(pipe: Any, budget: int, spacing: str, model: str | None) -> 
     if spacing not in SPACINGS:
         raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}; got {spacing!r:.60}")
     if spacing == "balanced" and model is not None:
-        raise ValueError("balanced steps are the same for every model: leave out model")
+        raise ValueError("balanced steps come of the sampler's noise levels, not of an authors' model: leave out model")
     if spacing == "balanced":
         return partial(_balanced, budget)
     if model is not None and model not in released_models():
@@ -185,7 +185,7 @@ def _balanced(budget: int, scheduler: Any) -> Mask:
     """Balanced steps, damped and corrected, for a scheduler whose time steps are set."""
     levels = noise_levels(scheduler)
     steps = balanced_mask(budget, len(scheduler.timesteps), levels)
-    mask = Mask(steps, "velocity", rule="damped", origin="balanced", made_by="balanced steps")
+    mask = Mask(steps, "velocity", rule="damped", origin="balanced", made_by="balanced steps, without a calibration")
     return mask.with_weights(levels, is_euler(scheduler))
 
 

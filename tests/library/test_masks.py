@@ -6,6 +6,7 @@ import math
 import os
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from calibrated import NUM_STEPS, TARGET, calibrated_graph
 
@@ -13,6 +14,7 @@ from lemica.masks import (
     Mask,
     balanced_mask,
     computed_steps,
+    damped,
     kept_steps,
     mask_of,
     read_mask,
@@ -123,7 +125,7 @@ def test_uniform_masks_have_their_budget_and_even_gaps():
 
 @pytest.mark.parametrize(("budget", "steps"), [(1, 5), (6, 5), (0, 1)])
 def test_uniform_masks_refuse_what_has_no_mask(budget, steps):
-    with pytest.raises(ValueError, match=f"no uniform mask of budget {budget} for {steps} steps; choose 2 to {steps}"):
+    with pytest.raises(ValueError, match=f"the budget must be from 2 to the number of steps, {steps}; got {budget}"):
         uniform_mask(budget, steps)
 
 
@@ -140,18 +142,62 @@ def test_balanced_masks_are_denser_where_steps_cross_more_noise(budget, shift, e
     assert strip(balanced_mask(budget, 10, shifted(shift, 10))) == expected
 
 
-def test_balanced_masks_have_their_budget_whatever_the_noise_levels():
-    for levels in (shifted(100, 59), [1.0] * 60, [0.5, 1.0] * 30, [*shifted(5, 30), *shifted(5, 28)]):
-        for steps in range(2, 60):
-            for budget in range(2, steps + 1):
-                computed = computed_steps(balanced_mask(budget, steps, levels))
-                assert len(computed) == budget and computed[0] == 0 and computed[-1] == steps - 1
+def test_a_line_that_would_go_too_far_is_not_followed():
+    steps = mask_of([0, 1, 4], 5)
+    near, far = (damped(steps, [1.0, 1 - first, 0.5, 0.4, 0.1]) for first in (0.1, 0.01))
+    assert near[2] == pytest.approx((-2, 3))
+    assert far[2:4] == ((0, 1), (0, 1))
+    assert Mask(steps, "velocity", far).history == 2
+
+
+LEVELS = {
+    "shifted": shifted(100, 59),
+    "equal": [1.0] * 60,
+    "up and down": [0.5, 1.0] * 30,
+    "rising": [0.1 + level for level in range(60)],
+    "from the start again": [*shifted(5, 30), *shifted(5, 28)],
+    "not finite": [math.nan] * 30 + [math.inf] * 30,
+}
+
+
+@pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
+def test_balanced_masks_have_their_budget_whatever_the_noise_levels(levels):
+    for steps in range(2, 60):
+        for budget in range(2, steps + 1):
+            computed = computed_steps(balanced_mask(budget, steps, levels))
+            assert len(computed) == budget and computed[0] == 0 and computed[-1] == steps - 1
+
+
+@pytest.mark.parametrize("levels", ["equal", "not finite"])
+def test_where_noise_levels_tell_nothing_balanced_steps_have_even_gaps(levels):
+    for steps in range(2, 60):
+        for budget in range(2, steps + 1):
+            gaps = {j - i for i, j in pairwise(computed_steps(balanced_mask(budget, steps, LEVELS[levels])))}
+            assert max(gaps) - min(gaps) <= 1
+
+
+def test_rising_noise_levels_count_as_much_as_falling_ones():
+    levels = shifted(9, 20)
+    assert balanced_mask(7, 20, levels) == balanced_mask(7, 20, [1 - level for level in levels])
+
+
+@pytest.mark.parametrize("shift", [1, 3, 5, 7, 12])
+def test_balanced_masks_do_not_depend_on_how_noise_levels_are_rounded(shift):
+    for steps in range(2, 60):
+        exact, rounded = shifted(shift, steps), np.float32(shifted(shift, steps)).astype(float).tolist()
+        for budget in range(2, steps + 1):
+            assert balanced_mask(budget, steps, exact) == balanced_mask(budget, steps, rounded)
 
 
 @pytest.mark.parametrize(("budget", "steps"), [(1, 5), (6, 5), (0, 1)])
 def test_balanced_masks_refuse_what_has_no_mask(budget, steps):
-    with pytest.raises(ValueError, match=f"no mask of budget {budget} for {steps} steps; choose 2 to {steps}"):
-        balanced_mask(budget, steps, shifted(5, 5))
+    with pytest.raises(ValueError, match=f"the budget must be from 2 to the number of steps, {steps}; got {budget}"):
+        balanced_mask(budget, steps, shifted(5, 6))
+
+
+def test_balanced_masks_need_a_noise_level_per_step():
+    with pytest.raises(ValueError, match="5 steps need as many noise levels, got 4"):
+        balanced_mask(3, 5, [1.0, 0.8, 0.5, 0.2])
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

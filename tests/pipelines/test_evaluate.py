@@ -172,7 +172,7 @@ def test_a_budget_has_a_row_for_every_spacing_and_rule(pipe):
     assert evaluation.rows[1].psnr != evaluation.rows[2].psnr
 
 
-def test_uniform_steps_are_those_that_enable_gives(pipe):
+def test_balanced_steps_are_those_that_enable_gives(pipe):
     rows = rows_by_name(evaluate(pipe, SAMPLES[:1], {}, fewer_steps=False, spacings=("balanced",)))
     with lemica.enable(pipe, budget=5, spacing="balanced"):
         made = frames(pipe, SAMPLES[0])
