@@ -86,7 +86,7 @@ def teacache_fitted(bench: Bench, fitted: Fitted, threshold: float, rescaled: bo
 
 
 def steps_of(fitted: Fitted, budget: int, steps: str) -> Sequence[bool]:
-    """Evenly spread steps, or those that are planned for LeMiCa."""
+    """Uniform steps, or those that are planned for LeMiCa."""
     return plan(fitted.graph, budget).steps if steps == "planned" else uniform_mask(budget, NUM_STEPS)
 
 

@@ -93,8 +93,8 @@ def cache_dit_mask(mask: str) -> Family:
 
 
 def on_steps(name: str, method: str, steps: str, **knobs: Sequence[Any]) -> Family:
-    """A forecast from a paper, on evenly spread steps or on LeMiCa's."""
-    where = "evenly spread steps" if steps == "uniform" else "LeMiCa's steps"
+    """A forecast from a paper, on uniform steps or on LeMiCa's."""
+    where = "uniform steps" if steps == "uniform" else "LeMiCa's steps"
     return Family(f"{name}, {where}", method, choices(budget=BUDGETS, steps=[steps], **knobs))
 
 
