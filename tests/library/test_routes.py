@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from calibrated import MAX_GAP, NUM_STEPS, SIGMAS, calibrated_graph, moments_of, velocities
 
-from lemica.forecasts import FORECASTS, damped, fitted, forecast_named, hold
+from lemica.forecasts import FORECASTS, Forecast, fitted, forecast_named, hold
 from lemica.masks import MAX_WEIGHT_SUM, Mask, Target, mask_of
 from lemica.moments import Moments
 from lemica.planning.graph import ErrorGraph
@@ -94,9 +94,13 @@ def test_planned_weights_are_small_enough_for_a_mask(name):
 
 
 def test_a_budget_whose_only_path_needs_too_large_weights_is_refused():
-    sigmas = (1, 0.99999, 0.9999, 0.5, 0.2, 0)
+    sigmas = (1, 0.9, 0.8, 0.5, 0.2, 0)
     graph = ErrorGraph(Target(sigmas=sigmas), 5, 2, 1, np.ones((5, 3)), Moments(sigmas, np.eye(5)))
-    routes = forecast_routes(graph, damped(sigmas))
-    assert minimax_paths(routes, [4])[4] == (0, 2, 3, 4)
+
+    def weigh(histories: np.ndarray, step: int) -> np.ndarray:
+        return np.array([[-9.0, 10.0] if kept == [0, 2] else [0.0, 1.0][-len(kept) :] for kept in histories.tolist()])
+
+    routes = forecast_routes(graph, Forecast("too far from 0 and 2", 2, weigh))
+    assert len(minimax_paths(routes, [4])[4]) == 4
     with pytest.raises(ValueError, match="no path of budget 3 keeps weights small enough for a mask; choose another"):
         minimax_paths(routes, [3])
