@@ -18,6 +18,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import math
 import os
 import re
 import secrets
@@ -451,8 +452,8 @@ def check_request(args: argparse.Namespace) -> None:
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise ValueError(f"--{flag} must be at least 1, got {value}")
-    if args.flow_shift is not None and not 0.001 <= args.flow_shift <= 1000:
-        raise ValueError(f"--flow_shift must be a number from 0.001 to 1000, got {args.flow_shift}")
+    if args.flow_shift is not None and not 0 < args.flow_shift < math.inf:
+        raise ValueError(f"--flow_shift must be a number above 0, got {args.flow_shift}")
     if not -(2**63) <= args.seed < 2**64:
         raise ValueError(f"--seed must fit into 64 bits, got {args.seed}")
     try:

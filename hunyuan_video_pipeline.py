@@ -490,7 +490,7 @@ class HunyuanVideo_1_5_Pipeline(DiffusionPipeline):
 
     @staticmethod
     def dtype_on(device: torch.device) -> torch.dtype:
-        """In which the transformer runs on a device: bfloat16 autocast on a GPU, float32 on a CPU."""
+        """The dtype in which the transformer runs on a device: bfloat16 (autocast) on a GPU, float32 on a CPU."""
         return torch.bfloat16 if device.type == "cuda" else torch.float32
 
     def target(self, scheduler: FlowMatchDiscreteScheduler) -> Target:

@@ -43,8 +43,8 @@ RELEASED_STEPS = {
 SPACINGS = ("released", "balanced")
 # The share of a step's place that comes from noise levels (``balanced_mask``); the rest comes from its number.
 NOISE_SHARE = 0.25
-# Noise levels come in float32 and in float64.
-ROUNDING = 1e-6
+# Steps whose places differ by less are equally near: noise levels come in float32 and in float64.
+TIE = 1e-6
 # A forecast goes no further from the newest tensor than so many steps would take it.
 FURTHEST = 4
 # Half of what forecasts have missed is paid back after so long a gap.
@@ -197,8 +197,8 @@ def hold(steps: StepMask, _sigmas: Sequence[float] = ()) -> Weights:
 def damped(steps: StepMask, sigmas: Sequence[float]) -> Weights:
     """Halfway from the newest kept tensor to the line through the last two, drawn over the noise level.
 
-    g steps after the newest, more than ``FURTHEST``, only the share FURTHEST / g of that. A line that would go further
-    than weights may is not followed at all.
+    g steps after the newest, more than ``FURTHEST``, only the share FURTHEST / g of that. Where the weights' absolute
+    values would sum to more than ``MAX_WEIGHT_SUM`` the newest tensor is held.
     """
     rows: list[tuple[float, ...]] = []
     seen: list[int] = []
@@ -384,7 +384,7 @@ def balanced_mask(budget: int, num_steps: int, sigmas: Sequence[float]) -> StepM
     is after the one before and leaves a step for each to come; of two equally near the earlier. With a flow shift the
     last steps cross the most noise, so more of them are computed.
 
-    It needs no calibration. q was chosen on three small models, one of them with three flow shifts (docs/quality.md).
+    It needs no calibration. q was chosen on three small models, one of them with three flow shifts.
 
     Args:
         budget: how many steps are computed.
@@ -392,7 +392,7 @@ def balanced_mask(budget: int, num_steps: int, sigmas: Sequence[float]) -> StepM
         sigmas: the noise levels, one per step at least. Where they do not change or are not finite, the step number
             alone counts.
 
-    Raises ValueError if `budget` is not in 2..num_steps, or noise levels are missing.
+    Raises ValueError if `budget` is not in 2..num_steps (1 for a single step), or noise levels are missing.
 
     Example:
         >>> computed_steps(balanced_mask(3, 9, [1, 0.98, 0.95, 0.92, 0.88, 0.83, 0.77, 0.69, 0.5]))
@@ -401,6 +401,8 @@ def balanced_mask(budget: int, num_steps: int, sigmas: Sequence[float]) -> StepM
     _check_budget(budget, num_steps)
     if len(sigmas) < num_steps:
         raise ValueError(f"{num_steps} steps need as many noise levels, got {len(sigmas)}")
+    if num_steps == 1:
+        return (True,)
     crossed = list(accumulate((abs(b - a) for a, b in pairwise(sigmas[:num_steps])), initial=0.0))
     if not 0 < crossed[-1] < math.inf:
         crossed = [float(step) for step in range(num_steps)]
@@ -410,7 +412,7 @@ def balanced_mask(budget: int, num_steps: int, sigmas: Sequence[float]) -> StepM
     for k in range(1, budget - 1):
         free = range(steps[-1] + 1, num_steps - (budget - 1 - k))
         # A little before, so that rounding of the levels does not decide between two that are equally near.
-        wanted = k / (budget - 1) - ROUNDING
+        wanted = k / (budget - 1) - TIE
         steps.append(min(free, key=lambda step: abs(places[step] - wanted)))
     return mask_of([*steps, last], num_steps)
 
@@ -693,6 +695,8 @@ def _budget(asked: int | None, num_steps: int) -> int:
             f"the default budget {default} is above the {num_steps} steps: type --lemica_step B, B from 2 (the default "
             "is $LEMICA_STEP, else 25)"
         )
+    if asked is not None and not 2 <= asked <= num_steps:
+        raise ValueError(f"--lemica_step must be from 2 to the number of steps, {num_steps}; got {asked}")
     return default_budget() if asked is None else asked
 
 

@@ -53,7 +53,7 @@ def compare(budget: int, folder: Path) -> dict[str, float]:
 
 def table(found: dict) -> Iterator[str]:
     """A Markdown table of what was found."""
-    yield "| 16 prompts, 50 steps | seconds a video, one command each | one command | share | equal videos |"
+    yield "| 16 prompts, 50 steps | seconds a video, one command each | one for all | the one / each | equal videos |"
     yield "|---|---|---|---|---|"
     for budget, row in found["budgets"].items():
         share = row["together"] / row["alone"]

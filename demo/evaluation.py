@@ -27,6 +27,8 @@ PROMPTS = (*range(13), 14, 16, 17)
 SEEDS = (0, 1)
 BUDGETS = {50: (25, 20, 15, 10, 8, 6), 30: (15, 10, 6)}
 FORECASTS = ("hold", "fitted")
+# Those whose graphs have the gaps of all budgets.
+NAMES = [name for name, made in CALIBRATIONS.items() if made.max_gap == 12]
 
 
 def evaluate(name: str, folder: Path, budgets: Sequence[int], prompts: Sequence[int] = PROMPTS) -> dict:
@@ -55,7 +57,7 @@ def evaluate(name: str, folder: Path, budgets: Sequence[int], prompts: Sequence[
 
 
 def planned(name: str, budgets: Sequence[int], folder: Path) -> Iterator[Path]:
-    """Mask files, called forecast_budget."""
+    """Write a mask file FORECAST_BUDGET.json for each forecast and budget; gives their paths."""
     for forecast in FORECASTS:
         for budget in budgets:
             path = folder / f"{forecast}_{budget}.json"
@@ -90,7 +92,7 @@ def methods_at(budget: int) -> dict[str, str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=list(CALIBRATIONS), metavar="NAME", help=", ".join(CALIBRATIONS))
+    parser.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
     made = CALIBRATIONS[options.name]

@@ -7,9 +7,9 @@
     {"name": "uniform", "steps": 50, "budgets": [25, 20], "mask": "uniform", "forecast": "fitted"}
     {"name": "minimax", "steps": 50, "budgets": [25, 20], "mask": "planned", "forecast": "fitted", "history": 2}
 
-A mask is released, balanced, uniform or planned, when it is needed, on the calibration (demo/calibrations.py) of the
-measured task, steps and arithmetic, from which fitted and taylor-step weights of other masks are, too, and the noise
-levels of balanced ones. "forecast", "history", "objective" and "correct" are those of lemica.planning.plan.
+A mask's steps are released, balanced, uniform or planned. The calibration of the measured task, steps and arithmetic
+(demo/calibrations.py) gives planned masks, fitted and taylor-step weights, and the noise levels of balanced steps;
+it is read when it is needed. "forecast", "history", "objective" and "correct" are those of lemica.planning.plan.
 """
 
 import json
@@ -21,7 +21,7 @@ from lemica.masks import RULES, Mask, balanced_mask, step_mask, uniform_mask
 from lemica.planning.plan import plan, with_forecast
 
 # The steps of a mask that is not planned: of a budget, a number of steps, and a calibration for its noise levels.
-SPACINGS = {
+STEPS_OF = {
     "released": lambda budget, num_steps, _: step_mask(budget, num_steps),
     "uniform": lambda budget, num_steps, _: uniform_mask(budget, num_steps),
     "balanced": lambda budget, num_steps, name: balanced_mask(budget, num_steps, calibration(name).target.sigmas),
@@ -73,7 +73,7 @@ def mask_of(entry: dict, budget: int, name: str) -> Mask:
     options = {option: entry[option] for option in ("history", "objective", "correct") if option in entry}
     if kind == "planned":
         return plan(calibration(name), budget, forecast, **options)
-    steps = SPACINGS[kind](budget, entry["steps"], name)
+    steps = STEPS_OF[kind](budget, entry["steps"], name)
     if forecast in RULES:
         return Mask(steps, entry.get("kept", "residual"), rule=forecast)
     return with_forecast(steps, calibration(name), forecast, **options)

@@ -15,7 +15,10 @@ _OF_ANY_PIPELINE = (
 
 
 def add_which_model(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """The options that name a model, the video and where weights are kept; the group of the last is returned."""
+    """Add the options that name the model and the video, and say where weights are kept.
+
+    Returns the group "weights", for a command's own.
+    """
     pipeline = parser.add_argument_group("any diffusers pipeline")
     pipeline.add_argument("--pipeline", metavar="PATH_OR_ID", help="its folder, or a Hub repository owner/name")
     pipeline.add_argument("--call", type=Path, metavar="FILE", help="JSON object: keyword arguments of every call")

@@ -3,10 +3,10 @@
 The model is HunyuanVideo-1.5 with the kit, in the folder of a tree in which it is installed (scripts/install.sh), named
 as in generate.py; or that of any diffusers pipeline (--pipeline), whose calls a JSON file describes (--call). Every
 prompt with every seed is one sample. Each is made without a cache, with every mask, with every budget (the authors'
-mask for the model, or one derived from theirs), with --fewer_steps by sampling with as few steps as each mask computes,
-and once more without a cache from noise that is moved by 1e-5 of itself: the noise floor, below which no error of a
-cache can be seen. Before it starts it is printed how many runs there will be, and after the first of them how many
-hours that takes.
+mask for the model, one derived from theirs, or balanced steps), with --fewer_steps by sampling with as few steps as
+each mask computes, and once more without a cache from noise that is moved by 1e-5 of itself: the noise floor, below
+which no error of a cache can be seen. Before it starts it prints how many runs there will be, and after two of them how
+many hours are left.
 
 PSNR, SSIM and, where it is installed, LPIPS are those of the pictures or frames as they leave the decoder, against the
 uncached ones: the mean over samples, with PSNR its standard error and the worst sample. What a mask gains over sampling
@@ -56,8 +56,9 @@ examples:
 """
 
 PAGE = "report.html"
-# What is asked of a model, and what else does not change its numbers.
+# What is measured.
 _WANTED = ("masks", "budgets", "spacings", "rules", "force_mask", "fewer_steps", "save_videos")
+# No settings: what is measured, where it goes, and what KitVideos.settings adds itself.
 _NO_SETTINGS = (*_WANTED, "prompts", "image_path", "output", "run", "parser", "pipeline", "call", "sp_size")
 
 

@@ -15,7 +15,7 @@ WANTED_RULES = (*RULES, "taylor-step")
 
 
 class GoesTooFar(ValueError):
-    """A rule's weights would be too large for a mask: not every rule goes with every budget."""
+    """taylor-step's weights would be too large for a mask of this budget."""
 
 
 class Wanted(Protocol):
@@ -92,7 +92,7 @@ class Budget:
             sigmas: the noise levels of the sampler, one per step at least; N + 1 if `is_euler`.
             is_euler: whether computed steps can pay back what a damped forecast has missed.
 
-        Raises GoesTooFar where the rule's weights would be too large.
+        Raises GoesTooFar where taylor-step's weights would be too large.
         """
         if self.rule is None:
             return mask
@@ -100,11 +100,11 @@ class Budget:
         origin = {"origin": mask.origin, "made_by": mask.made_by}
         try:
             made = Mask(mask.steps, "velocity", weights, self.rule, **origin)
-            return made.with_weights(sigmas, is_euler)
         except ValueError as error:
             raise GoesTooFar(
                 f"{self.rule} would go too far over the long gaps of {mask.budget} of {mask.num_steps} steps"
             ) from error
+        return made.with_weights(sigmas, is_euler)
 
 
 def masks_of(names: Iterable[str], choose: Callable[[str], Mask]) -> tuple[dict[str, Mask], list[str]]:

@@ -172,7 +172,7 @@ def _budget_chooser(pipe: Any, budget: int, spacing: str, model: str | None) -> 
     if spacing not in SPACINGS:
         raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}; got {spacing!r:.60}")
     if spacing == "balanced" and model is not None:
-        raise ValueError("balanced steps come of the sampler's noise levels, not of an authors' model: leave out model")
+        raise ValueError("balanced steps follow from the sampler's noise levels and need no model: leave out model")
     if spacing == "balanced":
         return partial(_balanced, budget)
     if model is not None and model not in released_models():

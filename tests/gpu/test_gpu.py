@@ -4,7 +4,7 @@
 
 Needs no checkpoint; five minutes on an H200. In one process, so that nothing else runs while steps are timed.
 Measurements go to assets/measurements/gpu.json, or where LEMICA_GPU_JSON says; the functions that make them run on a
-CPU, too, in tests/demo/test_gpu_measurements.py.
+CPU, too, in tests/demo/test_gpu_measurements.py. The last two tests type commands, on a tiny random checkpoint.
 """
 
 import json
@@ -144,6 +144,7 @@ def test_one_loading_gives_the_videos_of_single_commands(checkpoint, tmp_path):
     for number, prompt in enumerate(prompts):
         in_a_tree(*command, "--prompt", prompt, "--output_path", tmp_path / f"{number}.mp4")
         made = tmp_path / "many" / f"{number:04}_seed123.mp4"
+        # The same kernels on the same machine: flash-attention's forward, too, gives the same bits twice.
         assert made.read_bytes() == (tmp_path / f"{number}.mp4").read_bytes()
 
 
@@ -158,5 +159,7 @@ def test_evaluate_measures_the_kit(checkpoint, tmp_path):
     rows = {row["method"]: row for row in document["rows"]}
     assert list(rows) == ["no cache", "budget 3", "budget 3, balanced", "fewer steps (3)", "noise floor"]
     assert all(0 < sample["dit_seconds"] < sample["seconds"] for row in rows.values() for sample in row["samples"])
+    assert [row["steps"] for row in rows.values()] == [6, 3, 3, 3, 6]
+    assert len({row["psnr"] for row in rows.values()}) == len(rows)
     assert min(row["psnr"] for row in document["rows"][1:]) > 10
     assert (tmp_path / "evaluation" / "report.html").exists()

@@ -103,7 +103,7 @@ def test_balanced_steps_keep_velocities_and_carry_them_on_unless_told_otherwise(
     assert mask.computed_steps == (0, 3, 5, 7)
     told = lemica(lemica_step=4, lemica_spacing="balanced", lemica_reuse="residual", lemica_forecast="hold")
     assert resolve_mask(told, run) == replace(balanced, kept="residual", rule="hold").with_weights(run.sigmas)
-    with pytest.raises(ValueError, match="the budget must be from 2 to the number of steps, 8; got 9"):
+    with pytest.raises(ValueError, match="--lemica_step must be from 2 to the number of steps, 8; got 9"):
         resolve_mask(lemica(lemica_step=9, lemica_spacing="balanced"), run)
 
 

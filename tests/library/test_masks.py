@@ -181,6 +181,14 @@ def test_rising_noise_levels_count_as_much_as_falling_ones():
     assert balanced_mask(7, 20, levels) == balanced_mask(7, 20, [1 - level for level in levels])
 
 
+def test_of_two_steps_that_are_equally_near_the_earlier_is_computed():
+    assert computed_steps(balanced_mask(3, 10, [1.0] * 10)) == (0, 4, 9)
+
+
+def test_a_single_step_is_computed():
+    assert balanced_mask(1, 1, [1.0]) == uniform_mask(1, 1) == (True,)
+
+
 @pytest.mark.parametrize("shift", [1, 3, 5, 7, 12])
 def test_balanced_masks_do_not_depend_on_how_noise_levels_are_rounded(shift):
     for steps in range(2, 60):

@@ -101,6 +101,6 @@ def test_a_budget_whose_only_path_needs_too_large_weights_is_refused():
         return np.array([[-9.0, 10.0] if kept == [0, 2] else [0.0, 1.0][-len(kept) :] for kept in histories.tolist()])
 
     routes = forecast_routes(graph, Forecast("too far from 0 and 2", 2, weigh))
-    assert len(minimax_paths(routes, [4])[4]) == 4
+    assert minimax_paths(routes, [4])[4] == (0, 1, 2, 4)
     with pytest.raises(ValueError, match="no path of budget 3 keeps weights small enough for a mask; choose another"):
         minimax_paths(routes, [3])
