@@ -55,7 +55,7 @@ def main(output: Path) -> None:
     uncached = kept_bytes(bench, fitted, Setting("", FLOOR, COST, {}), request)
     for setting in settings:
         with METHODS[setting.method](bench, fitted, **setting.knobs):
-            pass
+            bench.run(request, NUM_STEPS)
         found[setting.name] = kept_bytes(bench, fitted, setting, request) - uncached
     write_text(output, json.dumps(found, indent=1) + "\n")
 
