@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 from benchmarks.rivals.results import Results, read_results
@@ -129,6 +130,7 @@ def _line(name: str, cells: Sequence[str]) -> str:
 
 def draw(found: dict[str, dict[str, Point]], path: Path) -> None:
     """Quality against cost: a line per method, LeMiCa's bold, the floor dashed; what is below 20 dB is cut off."""
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -138,6 +140,8 @@ def draw(found: dict[str, dict[str, Point]], path: Path) -> None:
     axes.axhline(found[FLOOR][DEFAULT].psnr, linestyle="--", color="0.5", linewidth=1)
     axes.annotate("noise floor", (0.5, found[FLOOR][DEFAULT].psnr), xytext=(0, 4), textcoords="offset points")
     markers = "osvD^<>pPX*hHd"
+    # Colours of LeMiCa's lines, which are bright, and of the others.
+    colours = {True: iter(colormaps["tab10"].colors), False: cycle(colormaps["tab20b"].colors)}
     for number, (method, row) in enumerate(sorted(found.items(), key=_rank)):
         line = [row[cost] for cost in COSTS if cost in row]
         if line and method != FLOOR:
@@ -145,6 +149,7 @@ def draw(found: dict[str, dict[str, Point]], path: Path) -> None:
             axes.plot(
                 [point.cost for point in line],
                 [point.psnr for point in line],
+                color=next(colours[ours]),
                 marker=markers[number % len(markers)],
                 markersize=5,
                 linewidth=2.2 if ours else 1,
