@@ -35,7 +35,9 @@ def kept_bytes(bench: Bench, fitted: Fitted, setting: Setting, request: Request)
 
 
 def _alive() -> int:
-    """Bytes of all tensors, a storage once."""
+    """Bytes of all tensors that something still needs, a storage once."""
+    # What a cache that was taken off has left in reference cycles.
+    gc.collect()
     storages = {}
     for each in gc.get_objects():
         if type(each) is torch.Tensor:
