@@ -1,6 +1,7 @@
 """What an evaluation costs, in words: runs before it starts, hours once the first of them have been timed."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from lemica.quality.models import Made, Method
 
@@ -32,6 +33,14 @@ def to_run(uncached: Method, missing: Sequence[Method]) -> list[Method]:
     return [uncached, *(method for method in missing if method != uncached)] if missing else []
 
 
+class Timing(NamedTuple):
+    """What is kept of a run, which would else keep its frames: a gigabyte a video at 720p."""
+
+    seconds: float
+    steps: int
+    dit_seconds: float | None
+
+
 class Pace:
     """Says once how long the rest will take: when one run has been timed, and one measured against it.
 
@@ -43,13 +52,14 @@ class Pace:
 
     def __init__(self, runs: Sequence[Method], groups: int, say: Callable[[str], object]):
         self._steps, self._runs, self._groups, self._say = sum(run.steps for run in runs), len(runs), groups, say
-        self._noted: list[tuple[Made, float]] = []
+        self._noted: list[tuple[Timing, float]] = []
 
     def note(self, made: Made, seconds: float) -> None:
         """A run, and the seconds that it took to measure and to save what it made; the first run is uncached."""
-        self._noted.append((made, seconds))
-        if len(self._noted) == 2 and self._runs > 2:
-            self._say(self._line())
+        if len(self._noted) < 2:
+            self._noted.append((Timing(made.seconds, made.steps, made.dit_seconds), seconds))
+            if len(self._noted) == 2 and self._runs > 2:
+                self._say(self._line())
 
     def _line(self) -> str:
         (first, _), (second, measuring) = self._noted

@@ -1,8 +1,10 @@
 """Evaluation of pipelines: what is measured, going on after an interruption, refusals, and the command line."""
 
+import gc
 import json
 import math
 import re
+import weakref
 from types import SimpleNamespace
 
 import diffusers
@@ -365,6 +367,24 @@ def test_after_the_first_result_it_is_said_how_long_the_rest_takes(dit_seconds, 
     pace.note(Made(np.zeros(()), 70.0, 25, dit_seconds=dit_seconds[1]), 30.0)
     pace.note(Made(np.zeros(()), 70.0, 25, dit_seconds=dit_seconds[1]), 30.0)
     assert said == [f"{line} for decoding and measuring"]
+
+
+def test_no_more_than_two_results_are_in_memory_when_the_next_one_is_made(pipe, monkeypatch):
+    made, alive = [], []
+    make = PipelineCalls.make
+
+    def counted(model, sample, method):
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in made))
+        result = make(model, sample, method)
+        made.append(weakref.ref(result))
+        return result
+
+    monkeypatch.setattr(PipelineCalls, "make", counted)
+    evaluate(pipe, SAMPLES[:2], {}, budgets=[6, 4])
+    assert len(alive) > 8
+    # The uncached one, which the others are measured against, and the one before.
+    assert max(alive) == 2
 
 
 def test_results_of_other_settings_are_not_gone_on_with(pipe, tmp_path):
