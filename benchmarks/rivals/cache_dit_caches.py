@@ -1,6 +1,6 @@
 """The caches of cache-dit: each function is a context manager, inside which the cache is on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,7 +9,6 @@ from cache_dit import BlockAdapter, DBCacheConfig, ForwardPattern, TaylorSeerCal
 from cache_dit.caching.cache_contexts.calibrators import DMDCalibratorConfig
 
 from benchmarks.rivals.bench import Bench
-from lemica.masks import Mask
 
 CALIBRATORS = {
     "none": lambda: None,
@@ -61,17 +60,22 @@ def dbcache(
     )
 
 
-def steps_mask(bench: Bench, mask: Mask, calibrator: str = "none"):
+def own_steps_mask(bench: Bench, policy: str, calibrator: str = "none", num_steps: int = 50):
+    """Steps that cache-dit has by name: "fast" computes 20 of 50, "ultra" 14."""
+    return steps_mask(bench, cache_dit.steps_mask(mask_policy=policy, total_steps=num_steps), calibrator)
+
+
+def steps_mask(bench: Bench, steps: Sequence[bool], calibrator: str = "none"):
     """Steps fixed in advance; the first block runs on every step."""
     return _enabled(
         bench,
         calibrator,
         Fn_compute_blocks=1,
         Bn_compute_blocks=0,
-        num_inference_steps=mask.num_steps,
+        num_inference_steps=len(steps),
         max_warmup_steps=0,
         max_cached_steps=-1,
         max_continuous_cached_steps=-1,
-        steps_computation_mask=[int(computed) for computed in mask.steps],
+        steps_computation_mask=[int(computed) for computed in steps],
         steps_computation_policy="static",
     )

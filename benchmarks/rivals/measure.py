@@ -17,11 +17,13 @@ from tqdm import tqdm
 
 from benchmarks.rivals.bench import DTYPES, Bench, Request
 from benchmarks.rivals.fitted import NUM_STEPS, Fitted
-from benchmarks.rivals.methods import FEWER_STEPS, FLOOR, METHODS
-from benchmarks.rivals.results import Figures, Results, read_results, write_results
+from benchmarks.rivals.methods import FEWER_STEPS, FLOOR, METHODS, cache_dit_missing
+from benchmarks.rivals.results import Figures, still_good, write_results
 from benchmarks.rivals.settings import SETTINGS, Setting, read_settings
-from demo.pairs import FLOOR as MOVED_BY
 from demo.quality import quality
+
+# How far the noise of the noise floor is moved.
+MOVED_BY = 1e-5
 
 
 def figures(bench: Bench, fitted: Fitted, setting: Setting, request: Request, reference: np.ndarray) -> Figures:
@@ -43,10 +45,10 @@ def moved(request: Request) -> Request:
     return replace(request, noise=request.noise + MOVED_BY * noise)
 
 
-def measure(bench: Bench, settings: Sequence[Setting], pairs: Sequence[int], output: Path) -> None:
-    """Run what OUTPUT has not, and write after each pair."""
+def measure(bench: Bench, settings: Sequence[Setting], pairs: Sequence[int], dtype: str, output: Path) -> None:
+    """Run what OUTPUT has not, or has with other knobs, and write after each pair."""
     fitted = Fitted(bench)
-    results: Results = read_results(output) if output.exists() else {}
+    results = still_good(output, settings, dtype)
     for pair in tqdm(pairs, unit="pair"):
         rows = results.setdefault(str(pair), {})
         missing = [setting for setting in settings if setting.key not in rows]
@@ -54,14 +56,14 @@ def measure(bench: Bench, settings: Sequence[Setting], pairs: Sequence[int], out
             request = bench.request(pair)
             reference = bench.frames(bench.run(request, NUM_STEPS).latents)
             rows |= {setting.key: figures(bench, fitted, setting, request, reference) for setting in missing}
-            write_results(results, output)
+            write_results(results, settings, dtype, output)
 
 
 def available(settings: Sequence[Setting]) -> list[Setting]:
-    """Those whose package is here."""
+    """Those whose package is here; the others are named in a line."""
     missing = sorted({setting.name for setting in settings if setting.method not in METHODS})
     if missing:
-        print(f"left out, as cache-dit is not installed: {', '.join(missing)}")
+        print(f"left out, for cache-dit cannot be imported ({cache_dit_missing}): {'; '.join(missing)}")
     return [setting for setting in settings if setting.method in METHODS]
 
 
@@ -77,7 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"{options.settings} is not there: type python -m benchmarks.rivals.tune, which writes it")
     torch.set_num_threads(1)
     pairs = range(*map(int, options.pairs.split(":")))
-    measure(Bench(options.dtype), available(read_settings(options.settings)), pairs, options.output)
+    settings = available(read_settings(options.settings))
+    try:
+        still_good(options.output, settings, options.dtype)
+    except ValueError as error:
+        parser.error(str(error))
+    measure(Bench(options.dtype), settings, pairs, options.dtype, options.output)
 
 
 if __name__ == "__main__":

@@ -51,11 +51,11 @@ def main(output: Path) -> None:
     torch.set_num_threads(1)
     bench = Bench("bf16")
     fitted, request = Fitted(bench), bench.request(PAIR)
-    # What is calibrated is made before, so that it does not count.
     settings = [setting for setting in available(read_settings()) if setting.cost == COST]
     found = {}
     uncached = kept_bytes(bench, fitted, Setting("", FLOOR, COST, {}), request)
     for setting in settings:
+        # Run once before, so that what is calibrated is there and does not count.
         with METHODS[setting.method](bench, fitted, **setting.knobs):
             bench.run(request, NUM_STEPS)
         found[setting.name] = kept_bytes(bench, fitted, setting, request) - uncached

@@ -18,10 +18,12 @@ from lemica.masks import Mask, balanced_mask, step_mask, uniform_mask
 from lemica.planning.plan import plan
 from lemica.reuse.loops import reusing
 
+# Why cache-dit cannot be imported, None where it can.
+cache_dit_missing: ImportError | None = None
 try:
     from benchmarks.rivals import cache_dit_caches
-except ImportError:
-    cache_dit_caches = None
+except ImportError as error:
+    cache_dit_missing = error
 
 Method = Callable[..., AbstractContextManager[Any]]
 # Sampling with so many steps, computed all: the runner gives them to the loop.
@@ -64,11 +66,11 @@ def mag_cache(bench: Bench, fitted: Fitted, **knobs: Any) -> AbstractContextMana
 
 
 def cache_dit_mask(
-    bench: Bench, fitted: Fitted, budget: int, mask: str, calibrator: str = "none"
+    bench: Bench, fitted: Fitted, budget: int, steps: str, calibrator: str = "none"
 ) -> AbstractContextManager[None]:
-    """cache-dit's steps mask: that of LeMiCa's authors, or one that is planned, for what its forecast is nearest to."""
+    """cache-dit's steps mask with LeMiCa's released steps, or those planned for what its forecast is nearest to."""
     forecast = "hold" if calibrator == "none" else "taylor-step"
-    chosen = plan(fitted.graph, budget, forecast) if mask == "planned" else Mask(step_mask(budget, NUM_STEPS))
+    chosen = plan(fitted.graph, budget, forecast).steps if steps == "planned" else step_mask(budget, NUM_STEPS)
     return cache_dit_caches.steps_mask(bench, chosen, calibrator)
 
 
@@ -85,20 +87,20 @@ def teacache_fitted(bench: Bench, fitted: Fitted, threshold: float, rescaled: bo
     return teacache.teacache(bench, threshold, polynomial, NUM_STEPS)
 
 
-def steps_of(fitted: Fitted, budget: int, steps: str) -> Sequence[bool]:
-    """Uniform steps, or those that are planned for LeMiCa."""
-    return plan(fitted.graph, budget).steps if steps == "planned" else uniform_mask(budget, NUM_STEPS)
+def steps_of(fitted: Fitted, budget: int, steps: str, plan_for: str) -> Sequence[bool]:
+    """Uniform steps, or those that LeMiCa plans for one of its own forecasts."""
+    return plan(fitted.graph, budget, plan_for).steps if steps == "planned" else uniform_mask(budget, NUM_STEPS)
 
 
-def l2p_on(bench: Bench, fitted: Fitted, budget: int, steps: str = "uniform", kept_only: bool = False):
+def l2p_on(bench: Bench, fitted: Fitted, budget: int, steps: str, plan_for: str = "fitted", kept_only: bool = False):
     """Steps that are given."""
-    steps = steps_of(fitted, budget, steps)
+    steps = steps_of(fitted, budget, steps, plan_for)
     return l2p.l2p(bench, steps, fitted.l2p_kept_only(steps) if kept_only else fitted.l2p_weights)
 
 
-def spectrum_on(bench: Bench, fitted: Fitted, budget: int, steps: str = "uniform", **knobs: Any):
+def spectrum_on(bench: Bench, fitted: Fitted, budget: int, steps: str, plan_for: str = "fitted", **knobs: Any):
     """Steps that are given."""
-    return spectrum.spectrum(bench, steps_of(fitted, budget, steps), **knobs)
+    return spectrum.spectrum(bench, steps_of(fitted, budget, steps, plan_for), **knobs)
 
 
 def spectrum_own(bench: Bench, fitted: Fitted, alpha: float = 0.75, **knobs: Any):
@@ -132,8 +134,9 @@ METHODS: dict[str, Method] = {
     "MeanCache": mean_cache_planned,
     "DPCache": dpcache_planned,
 }
-if cache_dit_caches is not None:
+if cache_dit_missing is None:
     METHODS |= {
         "DBCache": _needing_no_fit(cache_dit_caches.dbcache),
         "cache-dit's steps mask": cache_dit_mask,
+        "cache-dit's steps mask, its own": _needing_no_fit(cache_dit_caches.own_steps_mask),
     }

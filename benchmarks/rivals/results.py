@@ -1,11 +1,14 @@
 """The results of measure.py: their file.
 
-A file has a list of pairs, and a line per setting with its figures on each of them, null where it was not run.
+A file has the arithmetic, a list of pairs, and a line per setting with its knobs and its figures on each pair, null
+where it was not run.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.rivals.settings import Setting
 from lemica.files import write_text
 
 # PSNR in dB, SSIM, forwards of blocks as a share of the uncached run's, CPU seconds.
@@ -27,13 +30,32 @@ def read_results(path: Path) -> Results:
     return results
 
 
-def write_results(results: Results, path: Path) -> None:
-    """Write a file, in one move."""
+def still_good(path: Path, settings: Sequence[Setting], dtype: str) -> Results:
+    """What a file has of these settings, whose knobs may have been changed since; nothing where there is no file.
+
+    Raises ValueError for results of another arithmetic.
+    """
+    if not path.exists():
+        return {}
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if document["dtype"] != dtype:
+        raise ValueError(f"{path} holds results in {document['dtype']}, not {dtype}: give another file")
+    knobs = {key: columns["knobs"] for key, columns in document["settings"].items()}
+    good = {setting.key for setting in settings if knobs.get(setting.key) == setting.knobs}
+    return {pair: {key: rows[key] for key in rows if key in good} for pair, rows in read_results(path).items()}
+
+
+def write_results(results: Results, settings: Sequence[Setting], dtype: str, path: Path) -> None:
+    """Write a file, in one move; the settings in their order, those without a figure left out."""
     lines = []
-    for key in dict.fromkeys(key for rows in results.values() for key in rows):
-        columns = {name: [_rounded(rows.get(key, {}).get(name)) for rows in results.values()] for name in NAMES}
-        lines.append(f"{json.dumps(key)}: {json.dumps(columns, separators=(',', ':'))}")
-    write_text(path, f'{{"pairs": {json.dumps(list(results))},\n"settings": {{\n' + ",\n".join(lines) + "\n}}\n")
+    for setting in settings:
+        rows = [pair.get(setting.key, {}) for pair in results.values()]
+        if any(rows):
+            columns = {name: [_rounded(row.get(name)) for row in rows] for name in NAMES}
+            text = json.dumps({"knobs": setting.knobs, **columns}, separators=(",", ":"))
+            lines.append(f"{json.dumps(setting.key)}: {text}")
+    head = f'"dtype": {json.dumps(dtype)},\n"pairs": {json.dumps(list(results))}'
+    write_text(path, f'{{{head},\n"settings": {{\n' + ",\n".join(lines) + "\n}}\n")
 
 
 def _rounded(value: float | None) -> float | None:

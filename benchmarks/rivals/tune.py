@@ -24,7 +24,8 @@ from benchmarks.rivals.bench import REAL_BLOCKS, Bench
 from benchmarks.rivals.diffusers_caches import computed_by_taylorseer
 from benchmarks.rivals.fitted import NUM_STEPS, Fitted
 from benchmarks.rivals.measure import figures
-from benchmarks.rivals.methods import FEWER_STEPS, FLOOR
+from benchmarks.rivals.methods import FEWER_STEPS, FLOOR, METHODS
+from benchmarks.rivals.papers.plans import NoPlan
 from benchmarks.rivals.settings import DEFAULT, TARGETS, Setting, tolerance, write_settings
 from lemica.files import write_text
 
@@ -67,7 +68,7 @@ def of_taylorseer() -> list[Knobs]:
     """What comes near a cost: how many steps TaylorSeer computes is known beforehand."""
     return [
         dict(cache_interval=interval, max_order=order, disable_cache_before_step=before, disable_cache_after_step=after)
-        for interval, before, after in product(range(2, 12), (1, 3), (None, 48, 49))
+        for interval, before, after in product(range(2, 12), (1, 3), (None, *range(42, 50)))
         if is_near(computed_by_taylorseer(NUM_STEPS, interval, before, after) / NUM_STEPS)
         for order in (1, 2)
     ]
@@ -83,18 +84,25 @@ def lemica(forecast: str) -> Family:
     return Family(f"LeMiCa: planned, {forecast}", "LeMiCa, planned", choices(budget=BUDGETS, forecast=[forecast]))
 
 
-def cache_dit_mask(mask: str) -> Family:
-    """cache-dit's steps mask with the steps of a mask."""
+# Of cache-dit; -1 is no limit.
+LONGEST_SKIPS = (-1, 2, 3, 4, 5, 6, 8)
+CALIBRATORS = ("none", "taylorseer", "taylorseer 2", "dmd")
+
+
+def cache_dit_mask(steps: str) -> Family:
+    """cache-dit's steps mask with LeMiCa's steps, released or planned."""
     return Family(
-        f"cache-dit's steps mask, {mask} steps",
+        f"cache-dit's steps mask, LeMiCa's {steps} steps",
         "cache-dit's steps mask",
-        choices(budget=CACHE_DIT_BUDGETS, mask=[mask], calibrator=["none", "taylorseer", "taylorseer 2", "dmd"]),
+        choices(budget=CACHE_DIT_BUDGETS, steps=[steps], calibrator=CALIBRATORS),
     )
 
 
 def on_steps(name: str, method: str, steps: str, **knobs: Sequence[Any]) -> Family:
-    """A forecast from a paper, on uniform steps or on LeMiCa's."""
-    where = "uniform steps" if steps == "uniform" else "LeMiCa's steps"
+    """A forecast from a paper, on uniform steps or on those that LeMiCa plans for one of its own forecasts."""
+    where = f"{steps} steps" if steps == "uniform" else f"LeMiCa's {steps} steps"
+    if steps == "planned":
+        knobs["plan_for"] = ("fitted", "taylor-step")
     return Family(f"{name}, {where}", method, choices(budget=BUDGETS, steps=[steps], **knobs))
 
 
@@ -107,7 +115,10 @@ FAMILIES = (
     Family(
         "MagCache",
         "MagCache",
-        [*choices(retention_ratio=[0.02], max_skip_steps=[3, 5, 10]), dict(retention_ratio=0.2, max_skip_steps=3)],
+        [
+            *choices(retention_ratio=[0.02], max_skip_steps=[3, 4, 5, 6, 8, 10]),
+            dict(retention_ratio=0.2, max_skip_steps=3),
+        ],
         ("threshold", 0.003, 1.0),
         {},
     ),
@@ -115,7 +126,7 @@ FAMILIES = (
         "SeaCache",
         "SeaCache",
         [
-            *choices(residual_order=[1], max_consecutive_cached=[2, 0], cache_end_steps=[1, 3]),
+            *choices(residual_order=[1], max_consecutive_cached=[2, 3, 4, 6, 8, 0], cache_end_steps=[1, 3, 5]),
             dict(residual_order=0, max_consecutive_cached=0, cache_end_steps=1),
         ],
         ("threshold", 0.05, 2.0),
@@ -125,26 +136,34 @@ FAMILIES = (
     Family(
         "DBCache",
         "DBCache",
-        choices(first_blocks=[1], warmup=[2], consecutive=[-1, 2, 4]),
+        choices(first_blocks=[1], warmup=[2], consecutive=LONGEST_SKIPS),
         ("residual_diff_threshold", 0.01, 0.99),
         dict(first_blocks=1, residual_diff_threshold=0.08, warmup=8),
     ),
     Family(
         "DBCache with TaylorSeer",
         "DBCache",
-        choices(first_blocks=[1], warmup=[2], consecutive=[-1, 2, 4], calibrator=["taylorseer", "taylorseer 2"]),
+        choices(
+            first_blocks=[1], warmup=[2], consecutive=[-1, 2, 3, 4, 5, 6, 8], calibrator=["taylorseer", "taylorseer 2"]
+        ),
         ("residual_diff_threshold", 0.01, 0.99),
         dict(first_blocks=1, residual_diff_threshold=0.08, warmup=8, calibrator="taylorseer"),
     ),
-    *map(cache_dit_mask, ("planned", "authors'")),
+    *map(cache_dit_mask, ("planned", "released")),
+    Family(
+        "cache-dit's steps mask, its own steps",
+        "cache-dit's steps mask, its own",
+        choices(policy=["fast", "ultra"], calibrator=CALIBRATORS),
+    ),
     Family("TeaCache", "TeaCache", choices(rescaled=[True, False]), ("threshold", 0.02, 2.0), dict(threshold=0.15)),
-    *(on_steps("L2P", "L2P", steps, kept_only=[False, True]) for steps in ("uniform", "planned")),
+    *(on_steps("L2P", "L2P", steps, kept_only=[False]) for steps in ("uniform", "planned")),
+    *(on_steps("least squares", "L2P", steps, kept_only=[True]) for steps in ("uniform", "planned")),
     *(on_steps("Spectrum", "Spectrum", steps, blend=[0.5, 0.75, 1.0]) for steps in ("uniform", "planned")),
     *(on_steps("a line", "Spectrum", steps, blend=[0.0]) for steps in ("uniform", "planned")),
     Family(
         "Spectrum, its own steps",
         "Spectrum, its own steps",
-        choices(alpha=[0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], blend=[0.5, 0.75, 1.0]),
+        choices(alpha=[0.0, 0.07, 0.2, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0], blend=[0.5, 0.75, 1.0]),
         default=dict(alpha=0.75),
     ),
     Family("MeanCache", "MeanCache", choices(budget=BUDGETS, gamma=[1.0, 2.0, 4.0, 5.0])),
@@ -171,7 +190,7 @@ class Tuner:
                     figures(self.bench, self.fitted, setting, request, reference)
                     for request, reference in zip(self.requests, self.references, strict=True)
                 ]
-            except ValueError as error:
+            except NoPlan as error:
                 print(f"{key}: left out, {error}")
                 return None
             self.known[key] = [round(fmean(each[name] for each in found), 5) for name in ("cost", "psnr")]
@@ -233,7 +252,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     tuner = Tuner(Bench("bf16"), options.tuning)
-    found = [(family, tuner.everything(family)) for family in tqdm(FAMILIES, unit="family")]
+    families = [family for family in FAMILIES if family.method in METHODS]
+    found = [(family, tuner.everything(family)) for family in tqdm(families, unit="family")]
     write_settings([setting for family, tried in found for setting in chosen(family, tried)])
 
 

@@ -12,19 +12,17 @@ pytest.importorskip("diffusers.models.transformers.transformer_hunyuan_video15",
 
 pytest.importorskip("cache_dit", reason="the engine is not installed: pip install cache-dit==1.5.3")
 
-from benchmarks.rivals import cache_dit_caches, diffusers_caches, settings, table, tune
+from benchmarks.rivals import cache_dit_caches, diffusers_caches, measure, settings, table, tune
 from benchmarks.rivals.bench import BRANCHES, GUIDANCE, Bench
-from benchmarks.rivals.measure import moved
 from benchmarks.rivals.methods import METHODS
 from benchmarks.rivals.papers import dpcache, l2p, mean_cache, spectrum, teacache
 from benchmarks.rivals.papers.forecasting import Forecasting
 from benchmarks.rivals.papers.mean_cache import Edge
-from benchmarks.rivals.results import read_results, write_results
+from benchmarks.rivals.results import NAMES, read_results, still_good, write_results
 from benchmarks.rivals.stack import behind
 from benchmarks.rivals.trajectories import Trajectory, trajectory
 from demo.data import prompt_of, spec_of
 from demo.pairs import FIRST_SEED, FRAMES, IMAGE_SIZES
-from lemica.masks import Mask
 
 STEPS = 6
 
@@ -71,6 +69,8 @@ NEVER = {
     "DPCache": lambda bench: dpcache.dpcache(bench, [True] * STEPS),
     "L2P": lambda bench: l2p.l2p(bench, [True] * STEPS, torch.zeros(STEPS, STEPS)),
     "MeanCache": lambda bench: mean_cache.mean_cache(bench, [Edge(*ends, 1) for ends in pairwise(range(STEPS + 1))]),
+    "steps mask": lambda bench: cache_dit_caches.steps_mask(bench, [True] * STEPS),
+    "DBCache": lambda bench: cache_dit_caches.dbcache(bench, 0.99, 1, warmup=STEPS, num_steps=STEPS),
 }
 
 
@@ -99,7 +99,7 @@ HALF = {
     "MeanCache": (lambda bench: mean_cache.mean_cache(bench, [Edge(0, 3, 1), Edge(3, 6, 2)]), 2 / 6),
     "TeaCache": (lambda bench: teacache.teacache(bench, 1e9, num_steps=STEPS), 2 / 6),
     "FirstBlockCache": (lambda bench: diffusers_caches.first_block_cache(bench, 1e9), (1 + 5 * FIRST) / 6),
-    "steps mask": (lambda bench: cache_dit_caches.steps_mask(bench, Mask(tuple(MASK))), (4 + 2 * FIRST) / 6),
+    "steps mask": (lambda bench: cache_dit_caches.steps_mask(bench, MASK), (4 + 2 * FIRST) / 6),
     "DBCache": (lambda bench: cache_dit_caches.dbcache(bench, 0.99, 1, warmup=2, num_steps=STEPS), (2 + 4 * FIRST) / 6),
 }
 
@@ -252,7 +252,7 @@ def test_steps_that_are_forecast_run_no_block(bench, request_0):
 
 
 def test_the_floor_moves_the_noise_by_a_hundred_thousandth(request_0):
-    change = moved(request_0).noise - request_0.noise
+    change = measure.moved(request_0).noise - request_0.noise
     assert change.std().item() == pytest.approx(1e-5, rel=0.1)
 
 
@@ -277,6 +277,30 @@ def test_every_family_is_of_a_known_method_and_has_a_name_of_its_own():
     assert len({family.name for family in tune.FAMILIES}) == len(tune.FAMILIES)
 
 
+def test_of_a_package_that_is_missing_the_methods_are_named_and_left_out(monkeypatch, capsys):
+    both = [settings.Setting(name, name, "0.4", {}) for name in ("DBCache", "SeaCache")]
+    monkeypatch.delitem(METHODS, "DBCache")
+    monkeypatch.setattr(measure, "cache_dit_missing", ImportError("No module named 'cache_dit'"))
+    assert measure.available(both) == both[1:]
+    line = "left out, for cache-dit cannot be imported (No module named 'cache_dit'): DBCache\n"
+    assert capsys.readouterr().out == line
+
+
+def test_what_was_measured_is_not_run_again_but_with_other_knobs(bench, tmp_path, monkeypatch):
+    runs = []
+    monkeypatch.setattr(measure, "figures", lambda *given: runs.append(given[2]) or dict.fromkeys(NAMES, 1.0))
+    monkeypatch.setattr(measure, "NUM_STEPS", 2)
+    first, second = (settings.Setting("x", "SeaCache", cost, {"threshold": 1.0}) for cost in ("0.5", "0.4"))
+    changed = replace(first, knobs={"threshold": 2.0})
+    path = tmp_path / "results.json"
+    for wanted in ([first], [first, second], [changed, second]):
+        measure.measure(bench, wanted, [0], "fp32", path)
+    assert runs == [first, second, changed]
+    assert list(read_results(path)["0"]) == ["cost 0.5, x", "cost 0.4, x"]
+    with pytest.raises(ValueError, match="holds results in fp32, not bf16: give another file"):
+        still_good(path, [first], "bf16")
+
+
 def test_results_and_their_table(tmp_path):
     def rows(psnr: float) -> dict:
         return {
@@ -285,7 +309,12 @@ def test_results_and_their_table(tmp_path):
             "cost 0.4, theirs": {"psnr": psnr, "ssim": 0.9, "cost": 0.41, "seconds": 2.0},
         }
 
-    write_results({"0": rows(40.0), "1": rows(42.0)}, tmp_path / "results.json")
+    wanted = [
+        settings.Setting("noise floor", "", "default", {}),
+        settings.Setting("ours", "", "0.4", {}),
+        settings.Setting("theirs", "", "0.4", {}),
+    ]
+    write_results({"0": rows(40.0), "1": rows(42.0)}, wanted, "bf16", tmp_path / "results.json")
     found = table.points(read_results(tmp_path / "results.json"), best="ours")
     point = found["theirs"]["0.4"]
     assert (point.psnr, point.worst, point.gain, point.seconds) == (41.0, 40.0, 3.0, 0.5)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from benchmarks.rivals.bench import BRANCHES, Bench
 from benchmarks.rivals.papers.forecasting import Forecasting
+from benchmarks.rivals.papers.plans import NoPlan
 from benchmarks.rivals.stack import behind
 from benchmarks.rivals.trajectories import Trajectory
 
@@ -71,7 +72,7 @@ def _errors(run: Trajectory, i: int, j: int, last: int, order: int) -> list[floa
 def plan(cost: np.ndarray, budget: int, ends: bool = False) -> list[bool]:
     """The mask of so many key steps, the last step among them if `ends`, or else forecast where that is best.
 
-    Raises ValueError where no path of so few steps has gaps that are short enough.
+    Raises NoPlan where no path of so few steps has gaps that are short enough.
     """
     num_steps = len(cost)
     # Behind the last step: a path ends there, and nothing is computed.
@@ -85,7 +86,7 @@ def plan(cost: np.ndarray, budget: int, ends: bool = False) -> list[bool]:
         best = {num_steps - 1: best[num_steps - 1]} if num_steps - 1 in best else {}
     best = _longer(best, end, [num_steps])
     if num_steps not in best:
-        raise ValueError(f"no path of {budget} steps")
+        raise NoPlan(budget)
     return [step in best[num_steps][1] for step in range(num_steps)]
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from benchmarks.rivals.bench import Bench, Place
+from benchmarks.rivals.papers.plans import NoPlan
 from benchmarks.rivals.trajectories import Trajectory
 
 WINDOWS = (1, 2, 3, 4, 5, 6)
@@ -67,7 +68,7 @@ def _cost(run: Trajectory, edge: Edge) -> float:
 
 
 def plan(costs: dict[tuple[int, int], tuple[float, int]], num_steps: int, budget: int, gamma: float) -> list[Edge]:
-    """The path of so many computed steps, the last of which is the last step."""
+    """The path of so many computed steps, the last of which is the last step; raises NoPlan where there is none."""
     best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, (0,))}
     for _ in range(budget - 1):
         best = {
@@ -79,6 +80,8 @@ def plan(costs: dict[tuple[int, int], tuple[float, int]], num_steps: int, budget
             for stop in range(1, num_steps)
             if any((start, stop) in costs for start in best)
         }
+    if num_steps - 1 not in best:
+        raise NoPlan(budget)
     path = (*best[num_steps - 1][1], num_steps)
     return [Edge(start, stop, costs[start, stop][1]) for start, stop in pairwise(path)]
 

@@ -30,7 +30,8 @@ def own_steps(alpha: float, num_steps: int) -> list[bool]:
         computed = (reused + 1) % int(window) == 0
         steps.append(computed)
         reused = 0 if computed else reused + 1
-        window += alpha if computed else 0.0
+        # Rounded as theirs is, or small alphas would not add up.
+        window = round(window + alpha, 3) if computed else window
     return steps
 
 
