@@ -61,7 +61,7 @@ DEFAULT_NUM_STEPS = 50
 FRAMES_PER_SECOND = 24
 SECONDS_FOR_FIRST_RANK = 5
 SECONDS_FOR_ANOTHER_RUN = 5
-SECONDS_BETWEEN_LOOKS = 1
+SECONDS_BETWEEN_LOOKS, LOOKS_TO_A_TURN = 1, 60
 TIME_TO_ANSWER = datetime.timedelta(minutes=10)
 # Of the real model 14 MB each, in CPU memory.
 ENCODED_AHEAD = 256
@@ -107,7 +107,9 @@ OUTWARD_FLAGS = (
     "overlap_group_offloading",
     "save_generation_config",
 )
-NAME = r"(?!.*_before_sr$)[^/\\\x00-\x1f.][^/\\\x00-\x1f]{0,99}"
+NAME = r"(?!.*(_before_sr|\.mp4)$)[^/\\\x00-\x1f.][^/\\\x00-\x1f]{0,99}"
+# Of a name in UTF-8: file systems take 255 with what is put around it.
+LONGEST_NAME = 200
 SHARED_MODEL_FILES = (
     "vae/config.json",
     "scheduler/scheduler_config.json",
@@ -359,18 +361,29 @@ def refuse_two_models(requests: list[Request]) -> None:
 
 
 def without_flag(words: list[str], flag: str) -> list[str]:
-    """The words but for a flag and its value."""
-    at = next(place for place, word in enumerate(words) if word == flag or word.startswith(f"{flag}="))
-    return words[:at] + words[at + (2 if words[at] == flag else 1) :]
+    """The words but for a flag and its value, however often it stands there."""
+    left, rest = [], iter(words)
+    for word in rest:
+        if word == flag:
+            next(rest)
+        elif not word.startswith(f"{flag}="):
+            left.append(word)
+    return left
 
 
 def read_lines(path: Path) -> list[tuple[str, dict]]:
     """The lines of a file of prompts that are not empty, by what they are called in messages."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        # As bytes first: read as text, a lone carriage return would end a line.
+        lines = path.read_bytes().decode().replace("\r\n", "\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--prompts {path} cannot be read: {error}") from error
-    found = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    for number, line in enumerate(lines, 1):
+        if "\r" in line or "\0" in line:
+            raise ValueError(f"--prompts {path} line {number} has a control character: end lines with a line feed")
+    # Files that were put together leave byte order marks at the beginning of lines.
+    lines = [line.replace("\ufeff", "").strip() for line in lines]
+    found = [(number, line) for number, line in enumerate(lines, 1) if line]
     if not found:
         raise ValueError(f"--prompts {path} is empty: write a prompt per line")
     return [(f"{path} line {number}", _line(line, f"{path} line {number}")) for number, line in found]
@@ -381,8 +394,11 @@ def _line(line: str, place: str) -> dict:
         return {"prompt": line}
     try:
         content = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{place} is no JSON object: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{place} is no JSON object ({error}): one stands in one line; write a prompt that begins with a brace as "
+            '{"prompt": "..."}'
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{place} is no JSON object: write one object per line")
     for name, value in content.items():
@@ -390,14 +406,22 @@ def _line(line: str, place: str) -> dict:
             raise ValueError(f"{place} has {name!r}: a line may have {', '.join(LINE_FLAGS)}, name")
         if value is None or isinstance(value, (list, dict)):
             raise ValueError(f"{place}: {name} must be a text, a number, true or false")
-    if not content.get("prompt"):
+    if not str(content.get("prompt", "")).strip():
         raise ValueError(f"{place} has no prompt")
-    # Not one that another video's copy from before super-resolution would have.
-    if "name" in content and not re.fullmatch(NAME, str(content["name"]).strip()):
+    if "name" in content and not is_name(content["name"]):
         raise ValueError(
-            f"{place}: name {content['name']!r:.60} is no name of a video: use up to 100 letters and digits"
+            f"{place}: name {content['name']!a:.60} is no name of a video: use up to 100 letters and digits, no .mp4"
         )
     return content
+
+
+def is_name(name) -> bool:
+    """Whether files can be called so. One that another video's copy from before super-resolution has is none."""
+    try:
+        size = len(str(name).strip().encode())
+    except UnicodeEncodeError:
+        return False
+    return not isinstance(name, bool) and size <= LONGEST_NAME and bool(re.fullmatch(NAME, str(name).strip()))
 
 
 def _word(value) -> str:
@@ -474,7 +498,7 @@ def ranks_of_a_video(args: argparse.Namespace) -> int:
 def check_ranks(args: argparse.Namespace) -> None:
     world, size = int(os.environ.get("WORLD_SIZE", "1")), ranks_of_a_video(args)
     if size < 1 or world % size:
-        raise ValueError(f"--sp_size {size} does not divide the {world} ranks")
+        raise ValueError(f"--sp_size {size} must divide the number of ranks, {world}: torchrun starts these")
     if args.prompts is None and size != world:
         raise ValueError(f"--sp_size {size} leaves ranks without a video: give {world}, or many videos with --prompts")
 
@@ -703,7 +727,7 @@ def save(args: argparse.Namespace, out, files: "RunFiles") -> None:
 
 
 def generate_many(requests: list[Request]) -> bool:
-    """Load once, and make what nobody has made yet; whether all is made that this rank's group has tried.
+    """Load once, and make what nobody has made yet; whether all is made that was asked for.
 
     A request that fails is written down and the rest goes on. Files are written while the next video is made.
     """
@@ -721,8 +745,11 @@ def generate_many(requests: list[Request]) -> bool:
                 # What cannot be encoded fails at its turn.
                 say(f"prompts are encoded one by one: {error}", error=True)
         with Writer(claims) as writer:
-            while (request := group.share(claims.take() if group.is_first else None)) is not None:
-                make_one(pipe, request, group, claims, writer)
+            is_over = False
+            while not is_over:
+                request, is_over = group.share(claims.turn() if group.is_first else None)
+                if request is not None:
+                    make_one(pipe, request, group, claims, writer)
     return claims.tell() if group.is_first else True
 
 
@@ -826,19 +853,32 @@ class Claims:
         except ValueError:
             return False
 
+    def turn(self) -> tuple[Request | None, bool]:
+        """A request to make, and whether there will be no other: those that others are at work on may yet become free.
+
+        While they are, None is given now and then, so that the ranks that wait for an answer are not given up.
+        """
+        for _ in range(LOOKS_TO_A_TURN):
+            request = self.take()
+            if request is not None or not self._left:
+                return request, request is None
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        return None, False
+
     def take(self) -> Request | None:
         """A request that is not made, and that nobody is at work on; its claim is this group's then."""
         for path, request in list(self._left.items()):
-            if not self._lock(request):
-                continue
-            del self._left[path]
             try:
+                if not self._lock(request):
+                    continue
+                del self._left[path]
                 if not is_made(request):
                     # What has its names now is not overwritten if it changes until the end.
                     self._files[path] = RunFiles(path)
                     return request
                 self._release(request)
             except (ValueError, OSError) as error:
+                self._left.pop(path, None)
                 self.fail(request, str(error))
         return None
 
@@ -860,6 +900,7 @@ class Claims:
         """Write down why a request was not made, and let others try."""
         path = error_path(request.path)
         with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(trouble, encoding="utf-8")
         say(f"Not made: {request.path}, see {path}", error=True)
         self._files.pop(request.path, None)
@@ -867,18 +908,18 @@ class Claims:
         self._release(request)
 
     def tell(self) -> bool:
-        """Say what this group has done, once nobody is at work, and return whether nothing of it has failed.
+        """Say what this group has done, once nobody is at work, and return whether all is made.
 
         torchrun ends all ranks with the first that fails, and another node's some minutes after the first that is done.
         """
         while any(is_locked(claim_path(request.path)) for request in self.requests):
             time.sleep(SECONDS_BETWEEN_LOOKS)
-        failed = [str(request.path) for request in self.failed if not self.is_done(request)]
+        missing = [str(request.path) for request in self.requests if not self.is_done(request)]
         say(
-            f"{len(self.made)} of {len(self.requests)} videos made here, {len(failed)} failed{': ' if failed else ''}"
-            f"{', '.join(failed)}"
+            f"{len(self.requests) - len(missing)} of {len(self.requests)} videos are there, {len(self.made)} made now"
+            f"{'; missing: ' if missing else ''}{', '.join(missing)}"
         )
-        return not failed
+        return not missing
 
     def _lock(self, request: Request) -> bool:
         """Take the claim of a request, if nobody holds it."""
@@ -895,7 +936,9 @@ class Claims:
         return True
 
     def _release(self, request: Request) -> None:
-        descriptor = self._locks.pop(request.path)
+        descriptor = self._locks.pop(request.path, None)
+        if descriptor is None:
+            return
         with suppress(OSError):
             # A video without its config is known by its claim.
             if beside(request.path, "_config.json").exists() or not request.path.exists():
@@ -956,7 +999,7 @@ def is_made(request: Request) -> bool:
         return False
     except (OSError, ValueError):
         content = {}
-    if content.get("request_digest") != request.digest:
+    if not isinstance(content, dict) or content.get("request_digest") != request.digest:
         raise ValueError(foreign.format("another request"))
     files = content["files"]
     return all(name in files and _size(path.with_name(name)) == files[name]["size"] for name in names_of(request))
@@ -984,10 +1027,15 @@ def _size(path: Path) -> int | None:
 
 
 def digest_of(args: argparse.Namespace) -> str:
-    """What tells a request from others: its arguments but for where work is done, its mask, and the model's files."""
+    """What tells a request from others: its arguments but for where work is done, what its mask and its image hold,
+    and the model's files.
+    """
     deciding = {name: value for name, value in vars(args).items() if name not in OUTWARD_FLAGS}
     if args.lemica_mask is not None:
         deciding["lemica_mask"] = fingerprint(Path(args.lemica_mask))
+    with suppress(OSError):
+        # One that is missing fails its request, when its turn comes.
+        deciding["image_path"] = args.image_path and fingerprint(Path(args.image_path))
     weights = sorted(Path(args.model_path, "transformer", version_of(args)).glob("*"))
     deciding["model"] = [(path.name, path.stat().st_size) for path in weights] or args.model_path
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
@@ -1188,4 +1236,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        say("interrupted: what is made is whole; with --prompts the same command goes on", error=True)
+        sys.exit(130)

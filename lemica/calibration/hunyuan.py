@@ -77,6 +77,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add_switch(memory, "--overlap_group_offloading", "overlap streaming with computing (default: true)", True)
 
 
+# Of a checkpoint, beside that of a transformer.
+SHARED_CONFIGS = ("vae/config.json", "scheduler/scheduler_config.json", "text_encoder/llm/config.json")
 # Options that change where weights are, and nothing that is measured.
 MEMORY_OPTIONS = ("offloading", "group_offloading", "overlap_group_offloading")
 
@@ -121,6 +123,9 @@ class HunyuanVideo:
         folder = Path(self.options.model_path)
         if folder.is_dir() and not (folder / "transformer" / self.version / "config.json").is_file():
             raise Refused(f"--model_path {folder} has no transformer/{self.version}: choose flags of a model it has")
+        missing = [name for name in SHARED_CONFIGS if folder.is_dir() and not (folder / name).is_file()]
+        if missing:
+            raise Refused(f"--model_path {folder} is incomplete, missing: {', '.join(missing)}: download these, too")
         if not folder.is_dir() and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.options.model_path):
             raise Refused(f"--model_path {folder} is not a folder: give the folder of the checkpoint")
         if self.options.group_offloading and not self.options.offloading:

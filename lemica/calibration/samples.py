@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import itertools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,10 @@ def add_sample_arguments(group) -> None:
     )
     group.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="random seeds (default: 0)")
     group.add_argument(
-        "--image_path", nargs="+", metavar="FILE", help="first frame, for image-to-video: one, or one for each prompt"
+        "--image_path",
+        nargs="+",
+        metavar="FILE",
+        help="first frame, for image-to-video: one, or one for each prompt; none: text to video (default)",
     )
 
 
@@ -58,11 +62,24 @@ def _prompts(path: Path) -> list[str]:
     prompts = [prompt for line in lines if (prompt := line.replace("\ufeff", "").strip())]
     if not prompts:
         raise Refused(f"--prompts {path} is empty: write one prompt per line")
+    for prompt in prompts:
+        if _is_object(prompt):
+            raise Refused(
+                f"--prompts {path} has JSON objects, {prompt!r:.40}, as generate.py takes them: write one prompt per "
+                "line, and give seeds as --seeds"
+            )
     return prompts
 
 
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _images(paths: list[str] | None) -> list[str | None]:
-    if not paths:
+    if not paths or [path.strip().lower() for path in paths] in ([""], ["none"]):
         return [None]
     from PIL import Image
 

@@ -107,6 +107,15 @@ def test_without_a_folder_the_name_is_that_of_the_file_of_prompts(command, promp
         (['{"prompt": "a sun", "name": "../sun"}'], "line 1: name '../sun' is no name of a video"),
         (['{"prompt": "a sun", "name": "sun_before_sr"}'], "is no name of a video"),
         ([json.dumps({"prompt": "a sun", "name": "x" * 101})], "is no name of a video"),
+        # 90 characters of three bytes each.
+        ([json.dumps({"prompt": "a sun", "name": "太" * 90})], "is no name of a video"),
+        (['{"prompt": "a sun", "name": "\\ud800"}'], "is no name of a video"),
+        (['{"prompt": "a sun", "name": "sun.mp4"}'], "is no name of a video"),
+        (['{"prompt": "a sun", "name": false}'], "is no name of a video"),
+        (['{"prompt": " "}'], "line 1 has no prompt"),
+        (["{cinematic} a sun"], 'write a prompt that begins with a brace as {"prompt": "..."}'),
+        ([f'{{"prompt": {"[" * 100_000}'], "line 1 is no JSON object"),
+        (["a star", "a\rsun"], "line 2 has a control character"),
         (['[{"prompt": "a sun"}]'], "line 1 is no JSON object: write one object per line"),
         (["a star", '{"prompt": "a sun", "seed": -1}'], "line 2: with --seed -1, which draws one, a line needs a name"),
         (['{"prompt": "a sun", "name": "x"}', '{"prompt": "a star", "name": "x"}'], "line 2 and"),
@@ -117,13 +126,20 @@ def test_a_file_with_a_wrong_line_is_refused_before_anything_is_loaded(command, 
     assert hint in refusal(command(prompts(*lines)), capsys)
 
 
+def test_byte_order_marks_are_no_part_of_prompts(command, prompts):
+    requests = generate.parse_requests(command(prompts("\ufeffa star", '\ufeff{"prompt": "a sun", "seed": 7}')))
+    assert [(request.args.prompt, request.args.seed) for request in requests] == [("a star", 123), ("a sun", 7)]
+
+
 def test_what_goes_with_one_video_only_is_refused(command, prompts, capsys, tmp_path):
     path = prompts("a star")
     assert "not allowed with argument" in refusal(command(path, "--prompt", "a sun"), capsys)
     assert "by it the same command knows" in refusal(command(path, "--save_generation_config", "false"), capsys)
     assert "cannot be read" in refusal(command(tmp_path / "nothing.txt"), capsys)
     for size in ("2", "0"):
-        assert f"--sp_size {size} does not divide the 1 ranks" in refusal(command(path, "--sp_size", size), capsys)
+        assert f"--sp_size {size} must divide the number of ranks, 1: torchrun starts these" in refusal(
+            command(path, "--sp_size", size), capsys
+        )
     (tmp_path / "file").write_text("")
     assert "cannot be written in" in refusal(command(path, "--output_path", str(tmp_path / "file")), capsys)
 
@@ -133,7 +149,7 @@ def test_one_loading_makes_what_single_commands_make_to_the_bit(make, command, p
     path = prompts("a star", json.dumps(sun), json.dumps({"prompt": "a comet", "name": "comet", "lemica_step": 3}))
     made, printed, _ = make(command(path, *LEMICA))
     assert made
-    assert "3 of 3 videos made here, 0 failed" in printed
+    assert "3 of 3 videos are there, 3 made now" in printed
     folder = tmp_path / "videos"
     assert list(videos(folder)) == ["0000_seed123.mp4", "0001_seed7.mp4", "comet.mp4"]
     assert hidden(folder) == []
@@ -150,12 +166,12 @@ def test_the_same_command_makes_what_is_missing_and_nothing_else(make, command, 
     arguments, folder = command(prompts("a star", "a sun", "a moon")), tmp_path / "videos"
     make(arguments)
     before, found = {path: path.stat().st_mtime_ns for path in folder.iterdir()}, videos(folder)
-    assert "0 of 3 videos made here, 0 failed" in make(arguments)[1]
+    assert "3 of 3 videos are there, 0 made now" in make(arguments)[1]
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     (folder / "0001_seed123.mp4").write_bytes(b"half")
     (folder / "0002_seed123_config.json").unlink()
     (folder / "0002_seed123.mp4").unlink()
-    assert "2 of 3 videos made here, 0 failed" in make(arguments)[1]
+    assert "3 of 3 videos are there, 2 made now" in make(arguments)[1]
     assert videos(folder) == found
 
 
@@ -168,7 +184,7 @@ def test_a_request_that_fails_is_written_down_and_the_rest_goes_on(make, command
     assert list(videos(folder)) == ["0001_seed123.mp4"]
     assert "no.png does not exist" in (folder / "0000_seed123_error.txt").read_text()
     assert "Not made: " in errors
-    assert "1 of 2 videos made here, 1 failed" in printed
+    assert "1 of 2 videos are there, 1 made now; missing: " in printed
 
     reference_image.save(tmp_path / "no.png")
     assert make(arguments)[0]
@@ -190,13 +206,13 @@ def test_a_video_that_could_not_be_written_is_not_made(make, command, prompts, t
     monkeypatch.setattr(generate, "write_video", full_disk)
     made, printed, errors = make(arguments)
     assert not made
-    assert "1 of 2 videos made here, 1 failed: " in printed
+    assert "1 of 2 videos are there, 1 made now; missing: " in printed
     assert "No space left on device" in errors
     assert "not all of its files were saved" in (folder / "0000_seed123_error.txt").read_text()
     assert list(videos(folder)) == ["0001_seed123.mp4"]
     made, printed, _ = make(arguments)
     assert made
-    assert "1 of 2 videos made here, 0 failed" in printed
+    assert "2 of 2 videos are there, 1 made now" in printed
     assert list(videos(folder)) == ["0000_seed123.mp4", "0001_seed123.mp4"]
 
 
@@ -207,7 +223,7 @@ def test_what_a_run_left_that_was_killed_while_it_named_its_files_is_made_again(
     (request,) = generate.parse_requests(arguments)
     (folder / "0000_seed123_config.json").unlink()
     generate.claim_path(request.path).write_text(request.digest)
-    assert "1 of 1 videos made here, 0 failed" in make(arguments)[1]
+    assert "1 of 1 videos are there, 1 made now" in make(arguments)[1]
     assert videos(folder) == whole
     assert hidden(folder) == []
 
@@ -223,6 +239,58 @@ def test_a_claim_that_another_holds_is_left_to_it(command, prompts, tmp_path):
     for request in requests:
         second.fail(request, "broken")
     assert hidden(tmp_path / "videos") == []
+
+
+def test_what_becomes_free_late_is_taken_up(command, prompts, monkeypatch):
+    requests = generate.parse_requests(command(prompts("a star", "a sun")))
+    first, second = generate.Claims(requests), generate.Claims(requests)
+    assert [first.take(), second.take()] == requests
+    looks = []
+
+    def look(_):
+        looks.append(1)
+        if len(looks) == 3:
+            second.fail(requests[1], "broken")
+
+    monkeypatch.setattr(generate.time, "sleep", look)
+    assert first.turn() == (requests[1], False)
+    assert first.turn() == (None, True)
+    # Others are at work for long: it is said now and then that there is nothing yet.
+    looks[:] = [0] * 9
+    assert second.turn() == (None, False)
+    for request in requests:
+        first.fail(request, "broken")
+
+
+def test_a_run_is_no_success_while_a_video_is_missing_whoever_was_at_work_on_it(command, prompts, capsys):
+    requests = generate.parse_requests(command(prompts("a star", "a sun")))
+    assert not generate.Claims(requests).tell()
+    assert "0 of 2 videos are there, 0 made now; missing: " in capsys.readouterr().out
+
+
+def test_a_claim_that_cannot_be_made_fails_its_request_alone(command, prompts, tmp_path, monkeypatch):
+    requests = generate.parse_requests(command(prompts("a star", "a sun")))
+    lock = generate.Claims._lock
+
+    def broken(claims, request):
+        if request == requests[0]:
+            raise OSError(36, "File name too long")
+        return lock(claims, request)
+
+    monkeypatch.setattr(generate.Claims, "_lock", broken)
+    claims = generate.Claims(requests)
+    assert claims.take() == requests[1]
+    assert "File name too long" in (tmp_path / "videos" / "0000_seed123_error.txt").read_text()
+    claims.fail(requests[1], "broken")
+
+
+def test_a_request_is_another_one_with_another_first_frame(command, prompts, tmp_path, reference_image):
+    path, image = prompts(json.dumps({"prompt": "a star", "image_path": str(tmp_path / "first.png")})), "first.png"
+    digests = set()
+    for turned in (reference_image, reference_image.transpose(0)):
+        turned.save(tmp_path / image)
+        digests.add(generate.parse_requests(command(path))[0].digest)
+    assert len(digests) == 2
 
 
 def test_a_request_is_another_one_with_another_model_or_other_arguments(command, prompts, tmp_path, checkpoint):
@@ -249,7 +317,7 @@ def test_a_failure_of_memory_loses_one_request(make, command, prompts, tmp_path,
         return denoise(*arguments)
 
     monkeypatch.setitem(vars(pipe), "denoise", failing)
-    assert "2 of 3 videos made here, 1 failed" in make(command(prompts("a star", "a sun", "a moon")))[1]
+    assert "2 of 3 videos are there, 2 made now; missing: " in make(command(prompts("a star", "a sun", "a moon")))[1]
     assert list(videos(tmp_path / "videos")) == ["0000_seed123.mp4", "0002_seed123.mp4"]
 
 

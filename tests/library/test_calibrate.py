@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -517,6 +518,18 @@ def test_as_many_images_as_prompts_are_asked_for(checkpoint, prompts, tmp_path, 
 def test_prompts_that_are_not_utf_8_are_refused(checkpoint, prompts, tmp_path, capsys):
     prompts.write_bytes(b"\xff\xfe")
     assert "is not UTF-8 text" in refusal(capsys, command(checkpoint, prompts, tmp_path / "g.json"))
+
+
+def test_json_lines_for_generate_py_are_refused(checkpoint, prompts, tmp_path, capsys):
+    prompts.write_text('{cinematic} a red circle\n{"prompt": "a red circle", "seed": 7}\n')
+    line = refusal(capsys, command(checkpoint, prompts, tmp_path / "g.json"))
+    assert "has JSON objects" in line and "write one prompt per line, and give seeds as --seeds" in line
+
+
+def test_a_checkpoint_that_is_incomplete_is_refused(checkpoint, prompts, tmp_path, capsys):
+    shutil.copytree(checkpoint / "transformer", tmp_path / "half" / "transformer")
+    line = refusal(capsys, command(tmp_path / "half", prompts, tmp_path / "g.json"))
+    assert "is incomplete, missing: vae/config.json, scheduler/scheduler_config.json, text_encoder/llm/" in line
 
 
 def test_an_output_that_is_there_is_not_overwritten(checkpoint, prompts, tmp_path, capsys):

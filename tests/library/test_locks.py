@@ -452,6 +452,12 @@ def test_files_that_could_be_read_in_two_ways_are_refused(tmp_path, content, mes
         prompts_of(tmp_path / "p.txt", content)
 
 
+def test_an_image_called_none_is_none_as_in_generate_py(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a cat")
+    assert read_samples(Namespace(prompts=path, seeds=[0], image_path=["none"])) == [Sample("a cat", 0)]
+
+
 def test_a_prompts_file_that_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(Refused, match="nowhere: No such file"):
         read_samples(Namespace(prompts=tmp_path / "nowhere", seeds=[0], image_path=None))
