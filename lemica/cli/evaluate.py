@@ -35,7 +35,7 @@ from lemica.errors import Refused, refusing, require
 from lemica.files import try_name, write_text
 from lemica.masks import SPACINGS
 from lemica.quality.wanted import WANTED_RULES
-from lemica.streams import require_stdout, say
+from lemica.streams import require_stdout, say, warn
 
 if TYPE_CHECKING:
     from lemica.calibration.samples import Sample
@@ -122,6 +122,8 @@ def run(args: argparse.Namespace) -> None:
             with refusing(OSError):
                 write_text(args.output / PAGE, page(evaluation))
             files.append(PAGE)
+        elif (args.output / PAGE).exists():
+            warn(f"{args.output / PAGE} is of an earlier command, which kept videos: it is not written again")
         say(str(evaluation), f"{args.output}: {', '.join(files)}")
 
 

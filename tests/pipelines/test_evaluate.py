@@ -543,6 +543,8 @@ def test_videos_and_the_page_are_kept_where_they_are_asked_for(arguments, tmp_pa
     assert videos[0].parent.name == "000_a_red_circle_seed0"
     page = (tmp_path / "evaluation" / "report.html").read_text(encoding="utf-8")
     assert all(prompt in page for prompt in PROMPTS)
+    main(arguments)
+    assert "report.html is of an earlier command, which kept videos" in capsys.readouterr().err
 
 
 def test_options_of_the_kit_are_refused(arguments, capsys):
