@@ -20,8 +20,6 @@ FRAMES = 9
 ASPECT_RATIOS = ("1:1", "16:9", "9:16")
 # Where (height, width) of an image-to-video's first frame is drawn.
 IMAGE_SIZES = ((64, 64), (48, 80), (80, 48))
-# By how much the noise of a run is moved that shows what a difference means that nobody asked for.
-FLOOR = 1e-5
 
 
 class Pair:
@@ -65,7 +63,6 @@ class Batch:
         # Made once for all methods.
         self.inputs = cache(self._inputs)
         self.reference = cache(self._reference)
-        self.floor = cache(self._floor)
 
     def _inputs(self, num_steps: int) -> DenoiseInputs:
         return stacked([pair.inputs(num_steps) for pair in self.pairs])
@@ -74,16 +71,8 @@ class Batch:
         """Frames (F, H, W, 3) in [0, 1] with every step computed."""
         return self._frames(self.inputs(num_steps))
 
-    def _floor(self, num_steps: int) -> list[np.ndarray]:
-        """The same from noise that is moved by ``FLOOR``: how far rounding carries two equal runs apart."""
-        inputs = self.inputs(num_steps)
-        moved = torch.randn(inputs.noise.shape, generator=torch.Generator().manual_seed(0))
-        return self._frames(replace(inputs, noise=inputs.noise + FLOOR * moved))
-
     def videos(self, method: Method) -> list[np.ndarray]:
         """Frames as a method makes them."""
-        if method.floor:
-            return self.floor(method.mask.num_steps)
         if method.sampler:
             return self.reference(method.mask.budget)
         inputs = self.inputs(method.mask.num_steps)

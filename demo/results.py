@@ -48,27 +48,14 @@ def methods_in(results: Results) -> list[str]:
     return list(dict.fromkeys(key for rows in results.values() for key in rows))
 
 
-def merged(paths: Sequence[Path]) -> Results:
-    """The results of several files as those of one."""
-    results: Results = {}
-    for path in paths:
-        for pair, rows in read_results(path).items():
-            results.setdefault(pair, {}).update(rows)
-    return results
-
-
 @dataclass(frozen=True)
 class Row:
-    """A method's figures over pairs: means, worst, standard error, and the paired difference to another method."""
+    """A method's PSNR over pairs: mean, standard error and worst, and the paired difference to another method."""
 
     key: str
-    pairs: int
     psnr: float
     error: float
     worst: float
-    ssim: float
-    ssim_error: float
-    worst_ssim: float
     gain: float
     gain_error: float
 
@@ -83,18 +70,14 @@ def rows_of(results: Results, against: str | None = None) -> Iterator[Row]:
     """A row per method, with paired differences to the method `against` at its number of steps and budget."""
     for key in methods_in(results):
         measured = [rows for rows in results.values() if key in rows]
-        psnrs, ssims = ([rows[key][name] for rows in measured] for name in METRICS)
+        psnrs = [rows[key]["psnr"] for rows in measured]
         rival = against and ", ".join([*key.split(", ", 2)[:2], against])
         gains = [rows[key]["psnr"] - rows[rival]["psnr"] for rows in measured if rival in rows]
         yield Row(
             key,
-            len(measured),
             statistics.fmean(psnrs),
             _error(psnrs),
             min(psnrs),
-            statistics.fmean(ssims),
-            _error(ssims),
-            min(ssims),
             statistics.fmean(gains) if gains else math.nan,
             _error(gains),
         )
@@ -103,18 +86,6 @@ def rows_of(results: Results, against: str | None = None) -> Iterator[Row]:
 def _error(values: Sequence[float]) -> float:
     """Standard error of the mean."""
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-
-
-def full_table(rows: Sequence[Row]) -> Iterator[str]:
-    """A Markdown table with a line per method."""
-    yield "| method | pairs | PSNR, dB | worst | SSIM | worst | paired difference, dB |"
-    yield "|---|---|---|---|---|---|---|"
-    for row in rows:
-        gain = "" if math.isnan(row.gain) else f"{row.gain:+.2f} ± {row.gain_error:.2f}"
-        yield (
-            f"| {row.key} | {row.pairs} | {row.psnr:.2f} ± {row.error:.2f} | {row.worst:.2f} "
-            f"| {row.ssim:.4f} ± {row.ssim_error:.4f} | {row.worst_ssim:.4f} | {gain} |"
-        )
 
 
 def budget_table(rows: Sequence[Row]) -> Iterator[str]:

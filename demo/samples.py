@@ -19,9 +19,8 @@ from demo.arithmetic import arithmetic
 from demo.attention import fused_attention
 from demo.calibrations import CHECKPOINT, Calibration, calibrate
 from demo.methods import Method
-from demo.pairs import batches
-from demo.quality import AT_ONCE, measure_method, name_of
-from demo.results import Results, write_results
+from demo.quality import measure
+from demo.results import write_results
 from lemica.planning.graph import ErrorGraph, merge_graphs, read_graph
 from lemica.planning.plan import plan
 
@@ -72,13 +71,9 @@ def main(output: Path) -> None:
     with arithmetic("bf16"):
         pipe = HunyuanVideo_1_5_Pipeline.create_pipeline(str(CHECKPOINT), "480p_t2v")
     pipe.set_progress_bar_config(disable=True)
-    results: Results = {name_of("t2v", index): {} for index in PAIRS}
     with fused_attention(), torch.no_grad():
-        for batch in batches(pipe, PAIRS, AT_ONCE):
-            names = [name_of("t2v", pair.index) for pair in batch.pairs]
-            for method in chosen:
-                measure_method(method, batch, names, results)
-    write_results(results, output)
+        found = measure(pipe, PAIRS, chosen)
+    write_results({f"480p_t2v {pair}": rows for pair, rows in found.items()}, output)
 
 
 if __name__ == "__main__":

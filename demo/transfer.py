@@ -20,8 +20,7 @@ from demo.arithmetic import arithmetic
 from demo.attention import fused_attention
 from demo.calibrations import CHECKPOINT, Calibration, calibrate, calibration
 from demo.methods import Method
-from demo.pairs import batches
-from demo.quality import AT_ONCE, quality
+from demo.quality import measure
 from demo.results import Results, write_results
 from lemica.masks import Mask, balanced_mask, uniform_mask
 from lemica.planning.graph import ErrorGraph, read_graph
@@ -68,21 +67,14 @@ def methods_of(budget: int, own: ErrorGraph, demo: ErrorGraph) -> list[Method]:
     ]
 
 
-def measure(setting: Setting) -> dict[str, dict[str, float]]:
+def measured(setting: Setting) -> Results:
     """The methods' figures on every pair, by the name of setting and pair."""
     methods = setting.methods()
     with arithmetic("bf16"):
         pipe = HunyuanVideo_1_5_Pipeline.create_pipeline(str(setting.checkpoint), "480p_t2v")
     pipe.set_progress_bar_config(disable=True)
-    results: Results = {}
-    for batch in batches(pipe, PAIRS, AT_ONCE, setting.shift):
-        videos = {method.key: batch.videos(method) for method in methods}
-        for place, pair in enumerate(batch.pairs):
-            reference = batch.reference(methods[0].mask.num_steps)[place]
-            results[f"{setting.name} {pair.index}"] = {
-                key: quality(reference, made[place]) for key, made in videos.items()
-            }
-    return results
+    found = measure(pipe, PAIRS, methods, setting.shift)
+    return {f"{setting.name} {pair}": rows for pair, rows in found.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -98,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results: Results = {}
     with fused_attention(), torch.no_grad():
         for setting in [Setting("the demo model"), *shifts, *models]:
-            results |= measure(setting)
+            results |= measured(setting)
             write_results(results, options.output)
 
 

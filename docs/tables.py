@@ -20,7 +20,7 @@ from benchmarks.rivals import table as rivals
 from benchmarks.rivals.results import read_results as read_rivals
 from demo.calibrations import CALIBRATIONS, GRAPHS, TIMES, calibration
 from demo.faults import COLUMNS
-from demo.results import Row, budget_table, gain_table, merged, read_results, rows_of
+from demo.results import Row, budget_table, gain_table, read_results, rows_of
 from demo.transfer_table import transfer_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -28,39 +28,25 @@ DOCUMENTS = (REPOSITORY / "README.md", REPOSITORY / "README_CN.md", *sorted((REP
 MEASUREMENTS = REPOSITORY / "assets" / "measurements"
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-# What the tables of quality call the methods of demo/methods.json.
-METHODS = {
-    "noise floor": "nothing reused, noise moved by 1e-5: the floor",
-    "fewer steps": "no cache, B steps instead",
-    "released, residual + hold": "the authors' steps, residual held (default)",
-    "released, velocity + damped": "the authors' steps, damped and corrected",
-    "uniform, residual + hold": "uniform steps, residual held",
-    "uniform, velocity + damped": "uniform steps, damped and corrected",
-    "uniform, velocity + fitted": "uniform steps, fitted and corrected",
-    "balanced, velocity + damped": "balanced steps, damped and corrected",
-    "minimax, velocity + hold": "planned, held (LeMiCa)",
-    "minimax, velocity + damped": "planned, damped and corrected",
-    "minimax, velocity + taylor-step": "planned, taylor-step and corrected",
-    "minimax, no correction, velocity + fitted": "planned, fitted",
-    "minimax, velocity + fitted": "planned, fitted and corrected",
-}
-README_METHODS = (
-    "fewer steps",
-    "released, residual + hold",
-    "balanced, velocity + damped",
-    "minimax, velocity + hold",
-    "minimax, velocity + fitted",
-)
+# What demo/evaluation.py has measured, by name of the calibration.
+EVALUATIONS = ("t2v_50_bf16", "t2v_30_bf16", "i2v_50_bf16", "i2v_30_bf16", "t2v_50")
+FLOOR = "nothing reused, noise moved by 1e-5: the floor"
+FEWER_STEPS = "no cache, B steps instead"
+AUTHORS = "the authors' steps, residual held (default)"
+BALANCED = "balanced steps, damped"
+LEMICA = "planned, held (LeMiCa)"
+FITTED = "planned, fitted"
+README_METHODS = (FEWER_STEPS, AUTHORS, BALANCED, LEMICA, FITTED)
 README_BUDGETS = ("B = 25", "B = 20", "B = 15", "B = 10")
 # Paired differences: a method, the one that it is compared with, and what that is called.
 COMPARED = (
-    ("minimax, velocity + fitted", "noise floor", "planned, fitted and corrected, over the floor"),
-    ("minimax, velocity + fitted", "fewer steps", "the same over fewer steps"),
-    ("minimax, velocity + fitted", "minimax, velocity + hold", "the same over planned, held (LeMiCa)"),
-    ("minimax, velocity + fitted", "minimax, no correction, velocity + fitted", "what the correction adds"),
-    ("balanced, velocity + damped", "fewer steps", "balanced, damped and corrected, over fewer steps"),
-    ("balanced, velocity + damped", "uniform, velocity + damped", "the same over uniform steps"),
-    ("balanced, velocity + damped", "released, residual + hold", "the same over the authors' steps, residual held"),
+    (FITTED, FLOOR, "planned, fitted, over the floor"),
+    (FITTED, FEWER_STEPS, "the same over fewer steps"),
+    (FITTED, LEMICA, "the same over planned, held (LeMiCa)"),
+    (FITTED, "planned, fitted, without correction", "what the correction adds"),
+    (BALANCED, FEWER_STEPS, "balanced, damped, over fewer steps"),
+    (BALANCED, "uniform steps, damped", "the same over uniform steps"),
+    (BALANCED, AUTHORS, "the same over the authors' steps, residual held"),
 )
 
 # What the calibrated tasks are called, and the arithmetics.
@@ -69,44 +55,36 @@ DTYPES = ("bf16", "fp32")
 
 
 def _rows(file: str, against: str | None = None) -> list[Row]:
-    """The rows of a result file with paired differences to a method; none where it has not been measured."""
-    path = MEASUREMENTS / f"{file}.json"
-    return list(rows_of(merged([path]), against)) if path.exists() else []
-
-
-def _called(row: Row, name: str) -> Row:
-    """A row with another name of its method."""
-    return replace(row, key=", ".join((*row.parts[:2], name)))
+    """The rows of a result file with paired differences to a method."""
+    return list(rows_of(read_results(MEASUREMENTS / f"{file}.json"), against))
 
 
 def readme() -> Iterator[str]:
     """What caching costs, in a few lines."""
-    rows = {row.parts: row for row in _rows("evaluation_t2v_50_bf16", "fewer steps")}
-    wanted = [("50 steps", budget, method) for method in README_METHODS for budget in README_BUDGETS]
-    return budget_table([_called(rows[parts], METHODS[parts[2]]) for parts in wanted])
+    rows = {row.parts: row for row in _rows(f"evaluation_{EVALUATIONS[0]}")}
+    return budget_table([rows["50 steps", budget, method] for method in README_METHODS for budget in README_BUDGETS])
 
 
-def quality(task: str, dtype: str) -> Iterator[str]:
-    """What every method costs, in the order of its file."""
-    return budget_table(
-        [_called(row, METHODS[row.parts[2]]) for row in _rows(f"quality_{task}_{dtype}", "fewer steps")]
-    )
+def quality(name: str) -> Iterator[str]:
+    """What methods cost in an evaluation."""
+    return budget_table(_rows(f"evaluation_{name}"))
 
 
-def gains(task: str, dtype: str) -> Iterator[str]:
+def gains(name: str) -> Iterator[str]:
     """How far methods are apart, pair by pair."""
-    rows = [
-        _called(row, name)
-        for method, rival, name in COMPARED
-        for row in _rows(f"quality_{task}_{dtype}", rival)
-        if row.parts[2] == method and row.parts[0] == "50 steps"
-    ]
-    return gain_table(rows)
+    return gain_table(
+        [
+            replace(row, key=", ".join((*row.parts[:2], called)))
+            for method, rival, called in COMPARED
+            for row in _rows(f"evaluation_{name}", rival)
+            if row.parts[2] == method
+        ]
+    )
 
 
 def samples() -> Iterator[str]:
     """How many samples a calibration takes."""
-    return budget_table([_called(row, row.parts[2].removesuffix(", velocity + fitted")) for row in _rows("samples")])
+    return budget_table([replace(row, key=row.key.removesuffix(", velocity + fitted")) for row in _rows("samples")])
 
 
 def calibration_costs() -> Iterator[str]:
@@ -251,8 +229,8 @@ FRAMEWORK_ROWS: dict[str, Callable[[dict], str]] = {
 
 TABLES: dict[str, Callable[[], Iterable[str]]] = {
     "readme": readme,
-    **{f"quality_{task}_{dtype}": partial(quality, task, dtype) for task in TASK_NAMES for dtype in DTYPES},
-    **{f"gains_{task}_{dtype}": partial(gains, task, dtype) for task in TASK_NAMES for dtype in DTYPES},
+    **{f"quality_{name}": partial(quality, name) for name in EVALUATIONS},
+    "gains": partial(gains, EVALUATIONS[0]),
     "samples": samples,
     "calibration": calibration_costs,
     "steering": steering,
