@@ -61,7 +61,7 @@ DEFAULT_NUM_STEPS = 50
 FRAMES_PER_SECOND = 24
 SECONDS_FOR_FIRST_RANK = 5
 SECONDS_FOR_ANOTHER_RUN = 5
-SECONDS_BETWEEN_LOOKS, LOOKS_TO_A_TURN = 1, 60
+SECONDS_BETWEEN_LOOKS, LOOKS_TO_A_TURN, LOOKS_OF_QUIET = 1, 60, 3
 TIME_TO_ANSWER = datetime.timedelta(minutes=10)
 # Of the real model 14 MB each, in CPU memory.
 ENCODED_AHEAD = 256
@@ -380,8 +380,10 @@ def read_lines(path: Path) -> list[tuple[str, dict]]:
         raise ValueError(f"--prompts {path} cannot be read: {error}") from error
     for number, line in enumerate(lines, 1):
         if "\r" in line or "\0" in line:
-            raise ValueError(f"--prompts {path} line {number} has a control character: end lines with a line feed")
-    # Files that were put together leave byte order marks at the beginning of lines.
+            raise ValueError(
+                f"--prompts {path} line {number} has a control character: take it out, and end lines with a line feed"
+            )
+    # Files that were put together have byte order marks in them.
     lines = [line.replace("\ufeff", "").strip() for line in lines]
     found = [(number, line) for number, line in enumerate(lines, 1) if line]
     if not found:
@@ -410,7 +412,8 @@ def _line(line: str, place: str) -> dict:
         raise ValueError(f"{place} has no prompt")
     if "name" in content and not is_name(content["name"]):
         raise ValueError(
-            f"{place}: name {content['name']!a:.60} is no name of a video: use up to 100 letters and digits, no .mp4"
+            f"{place}: name {content['name']!r:.60} is no name of a video: use letters and digits, at most 100 and 200 "
+            "bytes, without .mp4"
         )
     return content
 
@@ -686,7 +689,7 @@ def load_pipeline(args: argparse.Namespace, state: InferState):
 def generate_video(args: argparse.Namespace, state: InferState) -> bool:
     """Load, generate, and on rank 0 write the video and what is known about its making; whether all was saved."""
     warn_of_choices(args)
-    files = RunFiles(output_path(args))
+    files, digest = RunFiles(output_path(args)), digest_of(args)
     started = time.perf_counter()
     pipe = load_pipeline(args, state)
     loading_seconds = time.perf_counter() - started
@@ -694,7 +697,7 @@ def generate_video(args: argparse.Namespace, state: InferState) -> bool:
     if get_rank() != 0:
         return True
     out.report.stage_seconds["model loading"] = loading_seconds
-    save(args, out, files)
+    save(args, out, files, digest)
     log_report(out.report)
     return files.all_saved
 
@@ -716,13 +719,13 @@ def make_video(pipe, args: argparse.Namespace):
     )
 
 
-def save(args: argparse.Namespace, out, files: "RunFiles") -> None:
-    """Write the videos and the config of a request."""
+def save(args: argparse.Namespace, out, files: "RunFiles", digest: str) -> None:
+    """Write the videos and the config of a request, whose digest was taken before it was made."""
     started = time.perf_counter()
     write_videos(args, out, files)
     out.report.stage_seconds["file writing"] = time.perf_counter() - started
     if args.save_generation_config:
-        files.write(beside(files.path, "_config.json"), write_json, config_of(args, out.report, files))
+        files.write(beside(files.path, "_config.json"), write_json, config_of(args, out.report, files, digest))
     files.move()
 
 
@@ -841,7 +844,6 @@ class Claims:
     def __init__(self, requests: list[Request]):
         self.requests = requests
         self.made: list[Request] = []
-        self.failed: list[Request] = []
         self._left = {request.path: request for request in requests}
         self._locks: dict[Path, int] = {}
         self._files: dict[Path, RunFiles] = {}
@@ -886,7 +888,7 @@ class Claims:
         """Write the files of a request that was made, and let others see."""
         try:
             files = self._files.pop(request.path)
-            save(request.args, out, files)
+            save(request.args, out, files, request.digest)
             log_report(out.report)
             if not files.all_saved:
                 raise OSError("not all of its files were saved")
@@ -904,16 +906,19 @@ class Claims:
             path.write_text(trouble, encoding="utf-8")
         say(f"Not made: {request.path}, see {path}", error=True)
         self._files.pop(request.path, None)
-        self.failed.append(request)
         self._release(request)
 
     def tell(self) -> bool:
-        """Say what this group has done, once nobody is at work, and return whether all is made.
+        """Say what this group has done, once all is made or nobody is at work, and return whether all is made.
 
         torchrun ends all ranks with the first that fails, and another node's some minutes after the first that is done.
+        So while something is missing it has to be quiet for some looks: another group may be about to try it.
         """
-        while any(is_locked(claim_path(request.path)) for request in self.requests):
+        quiet = 0
+        while quiet < LOOKS_OF_QUIET and not all(map(self.is_done, self.requests)):
             time.sleep(SECONDS_BETWEEN_LOOKS)
+            at_work = any(is_locked(claim_path(request.path)) for request in self.requests)
+            quiet = 0 if at_work else quiet + 1
         missing = [str(request.path) for request in self.requests if not self.is_done(request)]
         say(
             f"{len(self.requests) - len(missing)} of {len(self.requests)} videos are there, {len(self.made)} made now"
@@ -923,17 +928,20 @@ class Claims:
 
     def _lock(self, request: Request) -> bool:
         """Take the claim of a request, if nobody holds it."""
-        path = claim_path(request.path)
+        path, digest = claim_path(request.path), request.digest
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        # Its last holder may have removed the file between our opening and our locking it.
-        if not try_lock(descriptor) or _identity_of(descriptor) != _identity_of(path):
-            os.close(descriptor)
-            return False
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, request.digest.encode())
-        self._locks[request.path] = descriptor
-        return True
+        try:
+            # Its last holder may have removed the file between our opening and our locking it.
+            if not try_lock(descriptor) or _identity_of(descriptor) != _identity_of(path):
+                return False
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, digest.encode())
+            self._locks[request.path] = descriptor
+            return True
+        finally:
+            if request.path not in self._locks:
+                os.close(descriptor)
 
     def _release(self, request: Request) -> None:
         descriptor = self._locks.pop(request.path, None)
@@ -963,7 +971,8 @@ def try_lock(descriptor: int) -> bool:
 def is_locked(path: Path) -> bool:
     try:
         descriptor = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
+    except OSError:
+        # What cannot be opened nobody can hold.
         return False
     try:
         return not try_lock(descriptor)
@@ -1033,7 +1042,7 @@ def digest_of(args: argparse.Namespace) -> str:
     deciding = {name: value for name, value in vars(args).items() if name not in OUTWARD_FLAGS}
     if args.lemica_mask is not None:
         deciding["lemica_mask"] = fingerprint(Path(args.lemica_mask))
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         # One that is missing fails its request, when its turn comes.
         deciding["image_path"] = args.image_path and fingerprint(Path(args.image_path))
     weights = sorted(Path(args.model_path, "transformer", version_of(args)).glob("*"))
@@ -1200,7 +1209,7 @@ def log_report(report) -> None:
     rank0_log(", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in report.stage_seconds.items()))
 
 
-def config_of(args: argparse.Namespace, report, files: RunFiles) -> dict:
+def config_of(args: argparse.Namespace, report, files: RunFiles, digest: str) -> dict:
     """What NAME_config.json says: the arguments, what decided the picture, the run report, and which files it is of."""
     sums = ("dit_seconds", "computed_seconds", "reused_seconds", "total_seconds")
     return {
@@ -1208,7 +1217,7 @@ def config_of(args: argparse.Namespace, report, files: RunFiles) -> dict:
         "task": task_of(args),
         "transformer_version": version_of(args),
         "output_path": str(files.path),
-        "request_digest": digest_of(args),
+        "request_digest": digest,
         "arguments": vars(args),
         "request": report.request,
         "report": dataclasses.asdict(report) | {name: getattr(report, name) for name in sums},
@@ -1239,5 +1248,6 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        say("interrupted: what is made is whole; with --prompts the same command goes on", error=True)
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            say("interrupted: what is made is whole; with --prompts the same command goes on", error=True)
         sys.exit(130)

@@ -5,8 +5,7 @@ from conftest import REPOSITORY
 
 from demo.evaluation import BUDGETS, CALIBRATIONS, PROMPTS, SEEDS, evaluate, kinds_of, methods_at, results_of
 from demo.results import methods_in, read_results
-
-MEASURED = ("t2v_50_bf16", "t2v_30_bf16", "i2v_50_bf16", "i2v_30_bf16", "t2v_50")
+from docs.tables import EVALUATIONS
 
 
 def test_every_method_is_found_in_what_lemica_evaluate_writes(tmp_path, monkeypatch):
@@ -26,7 +25,7 @@ def test_every_method_is_found_in_what_lemica_evaluate_writes(tmp_path, monkeypa
     assert [row["psnr"] for row in pair.values()] == [psnrs[row] for row in names]
 
 
-@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("name", EVALUATIONS)
 def test_the_published_evaluations_are_whole(name):
     made = CALIBRATIONS[name]
     measured = read_results(REPOSITORY / "assets" / "measurements" / f"evaluation_{name}.json")

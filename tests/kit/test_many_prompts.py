@@ -262,26 +262,32 @@ def test_what_becomes_free_late_is_taken_up(command, prompts, monkeypatch):
         first.fail(request, "broken")
 
 
-def test_a_run_is_no_success_while_a_video_is_missing_whoever_was_at_work_on_it(command, prompts, capsys):
-    requests = generate.parse_requests(command(prompts("a star", "a sun")))
-    assert not generate.Claims(requests).tell()
+def test_a_run_is_no_success_while_a_video_is_missing(command, prompts, capsys, monkeypatch):
+    monkeypatch.setattr(generate, "SECONDS_BETWEEN_LOOKS", 0)
+    assert not generate.Claims(generate.parse_requests(command(prompts("a star", "a sun")))).tell()
     assert "0 of 2 videos are there, 0 made now; missing: " in capsys.readouterr().out
 
 
-def test_a_claim_that_cannot_be_made_fails_its_request_alone(command, prompts, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["ftruncate", "write"])
+def test_a_claim_that_cannot_be_made_fails_its_request_alone(command, prompts, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(generate, "SECONDS_BETWEEN_LOOKS", 0)
     requests = generate.parse_requests(command(prompts("a star", "a sun")))
-    lock = generate.Claims._lock
+    right, calls = getattr(os, name), []
 
-    def broken(claims, request):
-        if request == requests[0]:
-            raise OSError(36, "File name too long")
-        return lock(claims, request)
+    def full(*given):
+        calls.append(given)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        return right(*given)
 
-    monkeypatch.setattr(generate.Claims, "_lock", broken)
+    monkeypatch.setattr(generate.os, name, full)
     claims = generate.Claims(requests)
-    assert claims.take() == requests[1]
-    assert "File name too long" in (tmp_path / "videos" / "0000_seed123_error.txt").read_text()
+    assert claims.turn() == (requests[1], False)
+    assert "No space left" in (tmp_path / "videos" / "0000_seed123_error.txt").read_text()
     claims.fail(requests[1], "broken")
+    assert claims.turn() == (None, True)
+    # Nothing is locked any more.
+    assert not claims.tell()
 
 
 def test_a_request_is_another_one_with_another_first_frame(command, prompts, tmp_path, reference_image):
@@ -373,7 +379,7 @@ def ranks(arguments, count: int) -> list[subprocess.Popen]:
 
 
 @pytest.mark.slow
-def test_two_groups_of_two_ranks_make_what_one_rank_makes_and_a_group_that_dies_loses_its_request_only(
+def test_two_groups_of_two_ranks_make_what_one_rank_makes_and_what_one_leaves_that_dies_the_other_makes(
     make, command, prompts, tmp_path
 ):
     path = prompts(*(f"star {number}" for number in range(6)))
@@ -392,7 +398,7 @@ def test_two_groups_of_two_ranks_make_what_one_rank_makes_and_a_group_that_dies_
     outputs = [rank.communicate(timeout=120) for rank in running]
     assert [rank.returncode for rank in running[:2]] == [0, 0], outputs[0][1][-2000:]
     found = videos(folder)
-    assert len(found) >= 5
+    assert len(found) == 6
     assert make(arguments[: arguments.index("--sp_size")])[0]
     assert videos(folder) == videos(tmp_path / "alone")
     assert hidden(folder) == []
