@@ -46,12 +46,15 @@ def moved(request: Request) -> Request:
 
 
 def measure(bench: Bench, settings: Sequence[Setting], pairs: Sequence[int], dtype: str, output: Path) -> None:
-    """Run what OUTPUT has not, or has with other knobs, and write after each pair."""
-    fitted = Fitted(bench)
+    """Run what OUTPUT has not, or has with other knobs, and write after each pair.
+
+    What is there of a package that is missing here stays.
+    """
+    fitted, here = Fitted(bench), available(settings)
     results = still_good(output, settings, dtype)
     for pair in tqdm(pairs, unit="pair"):
         rows = results.setdefault(str(pair), {})
-        missing = [setting for setting in settings if setting.key not in rows]
+        missing = [setting for setting in here if setting.key not in rows]
         if missing:
             request = bench.request(pair)
             reference = bench.frames(bench.run(request, NUM_STEPS).latents)
@@ -79,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"{options.settings} is not there: type python -m benchmarks.rivals.tune, which writes it")
     torch.set_num_threads(1)
     pairs = range(*map(int, options.pairs.split(":")))
-    settings = available(read_settings(options.settings))
+    settings = read_settings(options.settings)
     try:
         still_good(options.output, settings, options.dtype)
     except ValueError as error:
