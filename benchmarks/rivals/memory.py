@@ -24,6 +24,8 @@ def kept_bytes(bench: Bench, fitted: Fitted, setting: Setting, request: Request)
     """The most that a setting keeps at the end of a step beside the latents, in bytes of tensors."""
     most = 0
     with METHODS[setting.method](bench, fitted, **setting.knobs):
+        # What a cache that was taken off has left in reference cycles.
+        gc.collect()
         before = _alive()
 
         def look() -> None:
@@ -35,9 +37,7 @@ def kept_bytes(bench: Bench, fitted: Fitted, setting: Setting, request: Request)
 
 
 def _alive() -> int:
-    """Bytes of all tensors that something still needs, a storage once."""
-    # What a cache that was taken off has left in reference cycles.
-    gc.collect()
+    """Bytes of all tensors, a storage once."""
     storages = {}
     for each in gc.get_objects():
         if type(each) is torch.Tensor:
