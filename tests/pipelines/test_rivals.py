@@ -1,8 +1,10 @@
 """The bench of rivals: its loop is the pipeline's, methods are what their papers say, costs are the blocks that ran."""
 
+import json
 import math
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -275,6 +277,13 @@ def test_of_what_was_tried_the_best_near_a_cost_is_taken():
 def test_every_family_is_of_a_known_method_and_has_a_name_of_its_own():
     assert {family.method for family in tune.FAMILIES} <= METHODS.keys()
     assert len({family.name for family in tune.FAMILIES}) == len(tune.FAMILIES)
+
+
+def test_the_settings_are_those_that_tuning_chooses_from_what_was_tried():
+    tuner = tune.Tuner.__new__(tune.Tuner)
+    tuner.known = json.loads(Path(tune.__file__).with_name("tuning.json").read_text(encoding="utf-8"))
+    chosen = [setting for family in tune.FAMILIES for setting in tune.chosen(family, tuner.everything(family))]
+    assert chosen == settings.read_settings()
 
 
 def test_of_a_package_that_is_missing_the_methods_are_named_and_left_out(monkeypatch, capsys):
