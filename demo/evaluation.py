@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from demo import method_names as names
 from demo.arithmetic import arithmetic
 from demo.attention import fused_attention
 from demo.calibrations import ASSETS, CALIBRATIONS, CHECKPOINT, FRAMES, calibration, sample_files
@@ -33,21 +34,21 @@ NAMES = [name for name, made in CALIBRATIONS.items() if made.max_gap == 12]
 # The kinds of mask files: names, what the tables call them, and how they are made.
 KINDS: dict[str, tuple[str, Callable[[ErrorGraph, int], Mask]]] = {
     "released_damped": (
-        "the authors' steps, damped",
+        names.AUTHORS_DAMPED,
         lambda graph, budget: with_forecast(step_mask(budget, graph.num_steps), graph, "damped"),
     ),
     "uniform_damped": (
-        "uniform steps, damped",
+        names.UNIFORM,
         lambda graph, budget: with_forecast(uniform_mask(budget, graph.num_steps), graph, "damped"),
     ),
-    "planned_hold": ("planned, held (LeMiCa)", lambda graph, budget: plan(graph, budget, "hold")),
-    "planned_damped": ("planned, damped", lambda graph, budget: plan(graph, budget, "damped")),
-    "planned_taylor": ("planned, taylor-step", lambda graph, budget: plan(graph, budget, "taylor-step")),
+    "planned_hold": (names.LEMICA, lambda graph, budget: plan(graph, budget, "hold")),
+    "planned_damped": (names.DAMPED, lambda graph, budget: plan(graph, budget, "damped")),
+    "planned_taylor": (names.TAYLOR, lambda graph, budget: plan(graph, budget, "taylor-step")),
     "planned_plain": (
-        "planned, fitted, without correction",
+        names.PLAIN,
         lambda graph, budget: plan(graph, budget, "fitted", correct=False),
     ),
-    "planned_fitted": ("planned, fitted", lambda graph, budget: plan(graph, budget, "fitted")),
+    "planned_fitted": (names.FITTED, lambda graph, budget: plan(graph, budget, "fitted")),
 }
 # Those that are measured in the widest table alone.
 WIDEST = "t2v_50_bf16"
@@ -97,10 +98,10 @@ def written(name: str, budgets: Sequence[int], folder: Path) -> Iterator[Path]:
 def methods_at(name: str, budget: int) -> dict[str, str]:
     """The rows of `lemica evaluate` at a budget, by what the tables call them."""
     return {
-        "nothing reused, noise moved by 1e-5: the floor": "noise floor",
-        "no cache, B steps instead": f"fewer steps ({budget})",
-        "the authors' steps, residual held (default)": f"budget {budget}",
-        "balanced steps, damped": f"budget {budget}, balanced",
+        names.FLOOR: "noise floor",
+        names.FEWER_STEPS: f"fewer steps ({budget})",
+        names.AUTHORS: f"budget {budget}",
+        names.BALANCED: f"budget {budget}, balanced",
         **{KINDS[kind][0]: f"{kind}_{budget}" for kind in kinds_of(name)},
     }
 

@@ -20,6 +20,7 @@ from benchmarks.rivals import table as rivals
 from benchmarks.rivals.results import read_results as read_rivals
 from demo.calibrations import CALIBRATIONS, GRAPHS, TIMES, calibration
 from demo.faults import COLUMNS
+from demo.method_names import AUTHORS, BALANCED, FEWER_STEPS, FITTED, FLOOR, LEMICA, PLAIN, UNIFORM
 from demo.results import Row, budget_table, gain_table, read_results, rows_of
 from demo.transfer_table import transfer_table
 
@@ -30,12 +31,6 @@ BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 # What demo/evaluation.py has measured, by name of the calibration.
 EVALUATIONS = ("t2v_50_bf16", "t2v_30_bf16", "i2v_50_bf16", "i2v_30_bf16", "t2v_50")
-FLOOR = "nothing reused, noise moved by 1e-5: the floor"
-FEWER_STEPS = "no cache, B steps instead"
-AUTHORS = "the authors' steps, residual held (default)"
-BALANCED = "balanced steps, damped"
-LEMICA = "planned, held (LeMiCa)"
-FITTED = "planned, fitted"
 README_METHODS = (FEWER_STEPS, AUTHORS, BALANCED, LEMICA, FITTED)
 README_BUDGETS = ("B = 25", "B = 20", "B = 15", "B = 10")
 # Paired differences: a method, the one that it is compared with, and what that is called.
@@ -43,9 +38,9 @@ COMPARED = (
     (FITTED, FLOOR, "planned, fitted, over the floor"),
     (FITTED, FEWER_STEPS, "the same over fewer steps"),
     (FITTED, LEMICA, "the same over planned, held (LeMiCa)"),
-    (FITTED, "planned, fitted, without correction", "what the correction adds"),
+    (FITTED, PLAIN, "what the correction adds"),
     (BALANCED, FEWER_STEPS, "balanced, damped, over fewer steps"),
-    (BALANCED, "uniform steps, damped", "the same over uniform steps"),
+    (BALANCED, UNIFORM, "the same over uniform steps"),
     (BALANCED, AUTHORS, "the same over the authors' steps, residual held"),
 )
 

@@ -1,0 +1,13 @@
+"""What the tables of quality call the methods that are compared."""
+
+FLOOR = "nothing reused, noise moved by 1e-5: the floor"
+FEWER_STEPS = "no cache, B steps instead"
+AUTHORS = "the authors' steps, residual held (default)"
+AUTHORS_DAMPED = "the authors' steps, damped"
+UNIFORM = "uniform steps, damped"
+BALANCED = "balanced steps, damped"
+LEMICA = "planned, held (LeMiCa)"
+DAMPED = "planned, damped"
+TAYLOR = "planned, taylor-step"
+PLAIN = "planned, fitted, without correction"
+FITTED = "planned, fitted"
